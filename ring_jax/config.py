@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schema of a run: every setting, its default, its unit and its checks.
+
+Files in `configs/` return a `ConfigDict` made by `to_config_dict`; the command line edits
+that tree; `from_config_dict` turns it back into these frozen dataclasses, strictly. So a
+default exists once, and files and command line are checked by the same code.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import ml_collections
+from ml_collections import config_dict
+
+TOKEN_CLASSES = ("padding", "prompt", "think", "answer", "tool", "stop")
+"""What a token is for; its index is the class id that batches carry."""
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a setting or an input: one line that names values and remedy."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class YarnConfig:
+    """Context extension by YaRN (arXiv:2309.00071), in Hugging Face's parametrisation."""
+
+    factor: float = 4.0
+    original_max_positions: int = 32768
+    """Positions that the model was trained on before extension."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+
+    def __post_init__(self):
+        if self.factor < 1.0:
+            raise ConfigError(f"factor={self.factor} is below 1; YaRN only extends.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MoeConfig:
+    """Routed feed-forward layers with ungated shared experts (arXiv:2503.05139, 2.1)."""
+
+    num_experts: int = 64
+    num_experts_per_token: int = 6
+    num_shared_experts: int = 2
+    """Shared experts run as one SwiGLU of this many expert widths; 0 means none."""
+    expert_dim: int = 1408
+    """Width of one expert's hidden layer."""
+    renormalize_weights: bool = True
+    """Divides the chosen probabilities by their sum; top-1 is never renormalised."""
+    implementation: Literal["auto", "xla", "reference"] = "auto"
+    """Which `pallas_kernels.grouped_matmul` runs; `auto` takes the best that can."""
+
+    def __post_init__(self):
+        if not 1 <= self.num_experts_per_token <= self.num_experts:
+            raise ConfigError(
+                f"num_experts_per_token={self.num_experts_per_token} must be between 1 and "
+                f"num_experts={self.num_experts}; a token cannot visit an expert twice."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """BailingMoE v1 (`BailingMoeForCausalLM`); defaults are those of Ling-lite."""
+
+    vocab_size: int = 126464
+    """Rows of the embedding; rows without a token are padding and are never sampled."""
+    model_dim: int = 2048
+    num_layers: int = 28
+    num_heads: int = 16
+    num_kv_heads: int = 4
+    head_dim: int = 128
+    mlp_dim: int = 5632
+    """Width of the feed-forward layer in dense layers; unused when there are none."""
+    num_dense_layers: int = 0
+    """How many of the first layers are dense (`first_k_dense_replace`)."""
+    moe: MoeConfig = dataclasses.field(default_factory=MoeConfig)
+    norm_eps: float = 1e-6
+    rope_theta: float = 600000.0
+    rope_scaling: YarnConfig | None = None
+    max_positions: int = 16384
+    norm_head: bool = True
+    """Divides each channel of the head by its L2 norm over the vocabulary."""
+    tie_embeddings: bool = False
+    has_output_bias: bool = False
+    """A bias on the attention's output projection (`use_bias`)."""
+    has_qkv_bias: bool = False
+    init_std: float = 0.006
+    eos_id: int = 126081
+    pad_id: int = 126081
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads={self.num_heads} is not a multiple of "
+                f"num_kv_heads={self.num_kv_heads}; each kv head serves equally many."
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim={self.head_dim} is odd; rotary pairs halves.")
+        if not 0 <= self.num_dense_layers < self.num_layers:
+            raise ConfigError(
+                f"num_dense_layers={self.num_dense_layers} must be from 0 to below "
+                f"num_layers={self.num_layers}; a BailingMoE has a routed layer."
+            )
+        for name in ("eos_id", "pad_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is outside vocab_size={self.vocab_size}."
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MeshConfig:
+    """Devices along each mesh axis; one axis may be -1, which takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.astuple(self)
+        if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
+            raise ConfigError(
+                f"mesh sizes {dataclasses.asdict(self)} must be positive; at most one is -1."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig:
+    """Where the tokenizer comes from: a `tokenizer.json`, or trained on the run's text."""
+
+    path: str | None = None
+    """A `tokenizer.json` or a folder that holds one; None trains one on the spot."""
+    vocab_size: int = 2048
+    """Entries of a tokenizer trained on the spot, special tokens included."""
+    num_training_rows: int = 20000
+    """Rows of the run's own sources that it is trained on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """One named source of rows; `kind` names a reader in `ring_jax.data.sources`."""
+
+    kind: str = "jsonl"
+    num_rows: int = 1000
+    """Training rows to read or generate; a reader with fewer gives what it has."""
+    num_heldout: int = 64
+    """Held-out rows, disjoint from the training rows; 0 keeps the source out of panels."""
+    task: str = ""
+    """For generated sources: the task's name, such as `chain_sum`."""
+    level: Literal["", "easy", "medium", "hard"] = ""
+    path: str | None = None
+    """For file sources: the file to read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What is read, and how rows become tokens."""
+
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    template: Literal["ling", "ring"] = "ring"
+    """`ring` puts reasoning between <think> and </think>; `ling` renders answers only."""
+    class_weights: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {
+            "prompt": 0.0,
+            "think": 1.0,
+            "answer": 1.0,
+            "tool": 1.0,
+            "stop": 1.0,
+        }
+    )
+    """Loss weight of each token class."""
+    cache_dir: str | None = None
+    """Where trained tokenizers and rendered rows are kept; None: the run folder."""
+
+    def __post_init__(self):
+        classes = TOKEN_CLASSES[1:]
+        if unknown := sorted(set(self.class_weights) - set(classes)):
+            raise ConfigError(f"class_weights has {unknown}; classes are {classes}.")
+        if bad := {k: w for k, w in self.class_weights.items() if not 0 <= w < math.inf}:
+            raise ConfigError(f"class_weights {bad} must be finite and at least 0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW (arXiv:1711.05101) with warm-up, cosine decay and global-norm clipping."""
+
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Applied to matrices only; norms and biases do not decay."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Terms beside the cross-entropy, and how it is computed."""
+
+    z_loss_coef: float = 1e-4
+    """On the squared log-partition of the vocabulary (PaLM, arXiv:2204.02311, 5)."""
+    balance_coef: float = 1e-2
+    """On E * sum(f_i P_i), where even routing gives 1 (arXiv:2101.03961, eq. 4)."""
+    router_z_coef: float = 1e-4
+    """On the squared log-partition of the router (arXiv:2202.08906, eq. 5)."""
+    head_chunk_tokens: int = 1024
+    """Tokens whose logits exist at once; [tokens, vocabulary] never exists whole."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StageConfig:
+    """One stage of training: what it reads and how it steps."""
+
+    mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Source name -> share of rows; shares need not sum to 1."""
+    num_steps: int = 100
+    learning_rate: float = 4e-5
+    """Peak, after warm-up."""
+    warmup_steps: int = 10
+    final_learning_rate_fraction: float = 0.1
+    routing_warmup_steps: int = 0
+    """Stochastic routing warm-up (arXiv:2503.05139, 2.1); 0 for fine-tuning."""
+    train_prompts: bool = False
+    """Also trains prompt tokens of chat rows; text rows are always trained whole."""
+
+    def __post_init__(self):
+        if self.num_steps < 1:
+            raise ConfigError(f"num_steps={self.num_steps} must be at least 1.")
+        if not self.mixture or min(self.mixture.values()) <= 0:
+            raise ConfigError(
+                f"mixture={dict(self.mixture)} needs at least one source, each above 0."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How the loop steps, whatever the stage."""
+
+    global_batch_size: int = 16
+    """Packed rows per optimizer step."""
+    seq_len: int = 512
+    """Tokens per packed row."""
+    num_microbatches: int = 1
+    """Gradient accumulation: the batch is split into this many parts."""
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Weights are float32 masters; matmuls run in this type."""
+    remat: Literal["none", "matmuls", "block"] = "block"
+    """What the backward pass finds saved: everything, matmul results, layer inputs."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    log_every_steps: int = 10
+    checkpoint_every_steps: int = 100
+    keep_checkpoints: int = 2
+    tensorboard: bool = False
+    peak_flops_per_second: float | None = None
+    """Per device, for MFU; None reads the chip table, and MFU is absent without one."""
+
+    def __post_init__(self):
+        if self.global_batch_size % self.num_microbatches:
+            raise ConfigError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of "
+                f"num_microbatches={self.num_microbatches}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """The held-out panel at the end of each stage."""
+
+    items_per_source: int = 64
+    max_prompt_tokens: int = 96
+    max_new_tokens: int = 96
+    batch_size: int = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A whole run."""
+
+    seed: int = 0
+    num_devices: int = 1
+    """Emulated devices on CPU; ignored where an accelerator is present."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    stages: Mapping[str, StageConfig] = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
+    """A Hugging Face folder to start from; None starts from random weights."""
+
+    def __post_init__(self):
+        if not self.stages:
+            raise ConfigError("stages is empty; a run needs at least one stage.")
+        for name, stage in self.stages.items():
+            if unknown := sorted(set(stage.mixture) - set(self.data.sources)):
+                near = difflib.get_close_matches(unknown[0], self.data.sources, n=1)
+                advice = f"Did you mean `{near[0]}`?" if near else "Declare it there."
+                raise ConfigError(
+                    f"stages.{name}.mixture names {unknown}, which data.sources lacks. "
+                    f"{advice}"
+                )
+        if self.train.seq_len > self.model.max_positions:
+            raise ConfigError(
+                f"train.seq_len={self.train.seq_len} is more than "
+                f"model.max_positions={self.model.max_positions}."
+            )
+
+
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+    """Turns a dataclass into a locked `ConfigDict` that files and flags can edit."""
+    tree = ml_collections.ConfigDict(sort_keys=False)
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        tree[field.name] = _to_editable(getattr(config, field.name), hints[field.name])
+    return tree.lock()
+
+
+def _to_editable(value: Any, hint: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_config_dict(value)
+    if isinstance(value, Mapping):
+        # Open mappings (sources, stages, mixtures) take new keys; their values are checked
+        # when the tree is turned back.
+        tree = ml_collections.ConfigDict(sort_keys=False)
+        for key, item in value.items():
+            tree[key] = _to_editable(item, type(item))
+        return tree
+    if value is None:
+        scalar = next(t for t in typing.get_args(hint) if t is not type(None))
+        is_section = dataclasses.is_dataclass(scalar)
+        return config_dict.placeholder(object if is_section else scalar)
+    return value
+
+
+def from_config_dict[T](cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
+    """Builds the dataclass `cls`, rejecting keys and types that it does not declare.
+
+    Raises:
+      ConfigError: one line with the path, the value and what to do.
+    """
+    hints = typing.get_type_hints(cls)
+    kwargs = {}
+    for key in tree:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            advice = f"Did you mean `{near[0]}`?" if near else f"It has {sorted(hints)}."
+            raise ConfigError(f"{path}.{key}: {cls.__name__} has no such field. {advice}")
+        kwargs[key] = _convert(tree[key], hints[key], f"{path}.{key}")
+    try:
+        return cls(**kwargs)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        options = [t for t in typing.get_args(hint) if t is not type(None)]
+        return None if value is None else _convert(value, options[0], path)
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{path}={value!r} must be one of {typing.get_args(hint)}.")
+        return value
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping | ml_collections.ConfigDict):
+            raise ConfigError(f"{path}={value!r} must be a section of settings.")
+        return from_config_dict(typing.cast(type, hint), value, path)
+    if origin is Mapping:
+        if not isinstance(value, Mapping | ml_collections.ConfigDict):
+            raise ConfigError(f"{path}={value!r} must map names to values.")
+        item = typing.get_args(hint)[1]
+        return {key: _convert(value[key], item, f"{path}.{key}") for key in value}
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and is_number:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(
+            f"{path}={value!r} is {type(value).__name__}; it must be {hint.__name__}."
+        )
+    return value
+
+
+def to_json(config: Any) -> str:
+    """Writes a resolved config as text, every setting in declaration order."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def run_config_from_json(text: str) -> RunConfig:
+    """Reads back what `to_json` wrote for a run."""
+    return from_config_dict(RunConfig, json.loads(text))
