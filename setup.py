@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packaging of ring_jax; `launch/setup.sh` installs it with tested versions."""
+
+import setuptools
+
+CORE = [
+    "array-record>=0.8.1",
+    "flax>=0.12.12",
+    "grain>=0.2.18",
+    "jax>=0.11.2,<0.13",
+    "ml-collections>=1.1.0",
+    "numpy>=2.2",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "rich>=13.7",
+    "safetensors>=0.8.0",
+    "tensorstore>=0.1.84",
+    "tokenizers>=0.23.1",
+]
+
+EXTRAS = {
+    # Packages that ship the rows of the laptop run. bfcl-eval belongs here too, but it
+    # pins a numpy that jax refuses: launch/setup.sh installs it without dependencies.
+    "data": [
+        "chatterbot-corpus>=1.3.3",
+        "countryinfo>=1.0.1",
+        "periodictable>=2.1.0",
+        "pyyaml>=6.0.2",
+        "reasoning-gym>=0.1.25",
+    ],
+    "gpu": ["jax[cuda13]>=0.11.2,<0.13"],
+    # The independent implementation that an export is opened with.
+    "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2"],
+    "report": ["jinja2>=3.1.6", "matplotlib>=3.10"],
+    "tensorboard": ["tensorboardx>=2.6.5"],
+    "test": [
+        "jinja2>=3.1.6",
+        "pyright>=1.1.414",
+        "pytest>=9.0",
+        "pytest-xdist>=3.8",
+        "ruff>=0.17.6",
+        "tensorboardx>=2.6.5",
+    ],
+    "tpu": ["jax[tpu]>=0.11.2,<0.13"],
+}
+
+setuptools.setup(
+    name="ring_jax",
+    version="0.1.0",
+    description="Turns a Mixture-of-Experts language model into a reasoner, in JAX.",
+    license="Apache-2.0",
+    python_requires=">=3.12",
+    packages=setuptools.find_namespace_packages(
+        include=["ring_jax*", "pallas_kernels*", "configs*", "benchmarks*"]
+    ),
+    package_data={"": ["*.json", "*.jinja", "*.html", "*.css", "*.js"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["ring = ring_jax.cli.main:main"]},
+)
