@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small parts: parameters with their layout, RMSNorm, SwiGLU."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ring_jax import sharding
+from ring_jax.sharding import einsum
+
+
+def normal(dims: str, shape: tuple[int, ...], std: float, rngs: nnx.Rngs) -> nnx.Param:
+    """Creates a float32 parameter drawn from N(0, std**2), laid out by its letters."""
+    draw = nnx.initializers.normal(std)(rngs.params(), shape, jnp.float32)
+    return nnx.Param(jax.reshard(draw, sharding.weight(dims)))
+
+
+def uniform(
+    dims: str, shape: tuple[int, ...], bound: float, rngs: nnx.Rngs
+) -> nnx.Param:
+    """Creates a float32 parameter drawn evenly from (-bound, bound)."""
+    draw = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+    return nnx.Param(jax.reshard(draw, sharding.weight(dims)))
+
+
+def filled(dims: str, shape: tuple[int, ...], value: float) -> nnx.Param:
+    """Creates a constant float32 parameter, laid out by its letters."""
+    return nnx.Param(jnp.full(shape, value, out_sharding=sharding.weight(dims)))
+
+
+def rms_norm(x_BTD: jax.Array, weight_D: jax.Array, *, eps: float) -> jax.Array:
+    """Normalises in float32, casts down, then scales (facts: `BailingMoeRMSNorm`).
+
+    The order matters in bfloat16: the weight multiplies what was already rounded.
+    """
+    x32_BTD = x_BTD.astype(jnp.float32)
+    variance_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
+    normed_BTD = (x32_BTD * jax.lax.rsqrt(variance_BT1 + eps)).astype(x_BTD.dtype)
+    scale_D = sharding.replicated(weight_D.astype(x_BTD.dtype))
+    return normed_BTD * scale_D[None, None]
+
+
+class GatedMlp(nnx.Module):
+    """SwiGLU feed-forward layer; gate and up are one matmul.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202, equation 6.
+    """
+
+    def __init__(self, model_dim: int, mlp_dim: int, *, std: float, rngs: nnx.Rngs):
+        D, F = model_dim, mlp_dim
+        self.gate_up_D2F = normal("D2F", (D, 2, F), std, rngs)
+        self.down_FD = normal("FD", (F, D), std, rngs)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        # An equation has no digits: Z is the pair (gate, up).
+        gate_up_BT2F = einsum("BTD,DZF->BTZF", x_BTD, self.gate_up_D2F[...])
+        return einsum("BTF,FD->BTD", swiglu(gate_up_BT2F), self.down_FD[...])
+
+
+def swiglu(gate_up_2F: jax.Array) -> jax.Array:
+    """Returns silu(gate) * up of an array [..., 2, F] that holds gate, then up."""
+    return jax.nn.silu(gate_up_2F[..., 0, :]) * gate_up_2F[..., 1, :]

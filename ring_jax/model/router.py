@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which experts a token visits, with what weight, and what routing costs.
+
+Source: arXiv:2503.05139, section 2.1, and `modeling_bailing_moe.py` of inclusionAI/Ling:
+softmax over all experts in float32, then top-k, then renormalisation.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ring_jax import sharding
+from ring_jax.config import MoeConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RouterStats:
+    """What one layer's routing reports; over layers, every field gains an L in front."""
+
+    load_E: jax.Array
+    """f32, share of the routed rows that each expert takes; sums to 1."""
+    balance_loss: jax.Array
+    """f32[], E * sum_i load_i P_i, P_i the mean probability; 1 when even."""
+    z_loss: jax.Array
+    """f32[], mean of the squared log-sum-exp of the logits."""
+    logit_mean: jax.Array
+    """f32[], mean of the logits, for the routing warm-up's running statistics."""
+    logit_square: jax.Array
+    """f32[], mean of the squared logits."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RoutingNoise:
+    """Stochastic routing warm-up of one layer (arXiv:2503.05139, section 2.1)."""
+
+    key: jax.Array
+    alpha: jax.Array
+    """f32[], from 0 (all noise) to 1 (all signal)."""
+    mean: jax.Array
+    std: jax.Array
+    """f32[], running statistics of the layer's logits."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The experts of each token."""
+
+    expert_ids_MA: jax.Array
+    """i32; E (one past the last expert) for tokens that are padding."""
+    weights_MA: jax.Array
+    """f32; sums to 1 per token when renormalised, 0 for padding."""
+
+
+def perturb(logits_ME: jax.Array, noise: RoutingNoise) -> jax.Array:
+    """Returns alpha * s + (1 - alpha) * (mu + sigma * eps), eps ~ N(0, I)."""
+    eps_ME = jax.random.normal(
+        noise.key, logits_ME.shape, out_sharding=sharding.activation("ME")
+    )
+    random_ME = noise.mean + noise.std * eps_ME
+    return noise.alpha * logits_ME + (1.0 - noise.alpha) * random_ME
+
+
+def select_experts(
+    logits_ME: jax.Array, is_token_M: jax.Array, *, config: MoeConfig
+) -> Selection:
+    """Chooses each token's experts by probability.
+
+    Args:
+      logits_ME: f32[M, E].
+      is_token_M: bool[M], false for padding, which visits no expert.
+      config: the layer's settings.
+    """
+    probabilities_ME = jax.nn.softmax(logits_ME, axis=-1)
+    weights_MA, ids_MA = jax.lax.top_k(probabilities_ME, config.num_experts_per_token)
+    if config.renormalize_weights and config.num_experts_per_token > 1:
+        weights_MA /= jnp.sum(weights_MA, axis=-1, keepdims=True)
+    return Selection(
+        jnp.where(is_token_M[:, None], ids_MA, config.num_experts),
+        jnp.where(is_token_M[:, None], weights_MA, 0.0),
+    )
+
+
+def router_stats(
+    logits_ME: jax.Array, selection: Selection, is_token_M: jax.Array
+) -> RouterStats:
+    """Measures load, balance loss and z-loss over the tokens that are not padding.
+
+    Statistics are global: under a mesh they span all devices, and under gradient
+    accumulation one microbatch. The choice itself has no gradient; the balance loss acts
+    through the mean probabilities (arXiv:2101.03961, equations 4 to 6).
+    """
+    E = logits_ME.shape[1]
+    is_token = is_token_M.astype(jnp.float32)
+    num_tokens = jnp.maximum(jnp.sum(is_token), 1.0)
+    chosen_MAE = selection.expert_ids_MA[..., None] == jnp.arange(E)[None, None]
+    count_E = jnp.sum(chosen_MAE, axis=(0, 1), dtype=jnp.float32)
+    load_E = count_E / jnp.maximum(jnp.sum(count_E), 1.0)
+    probabilities_ME = jax.nn.softmax(logits_ME, axis=-1)
+    mean_E = jnp.sum(probabilities_ME * is_token[:, None], axis=0) / num_tokens
+    log_partition_M = jax.nn.logsumexp(logits_ME, axis=-1)
+    plain_ME = jax.lax.stop_gradient(logits_ME) * is_token[:, None]
+    return RouterStats(
+        load_E=load_E,
+        balance_loss=E * jnp.sum(load_E * mean_E),
+        z_loss=jnp.sum(jnp.square(log_partition_M) * is_token) / num_tokens,
+        logit_mean=jnp.sum(plain_ME) / (num_tokens * E),
+        logit_square=jnp.sum(jnp.square(plain_ME)) / (num_tokens * E),
+    )

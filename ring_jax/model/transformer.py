@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BailingMoE v1: a pre-norm decoder whose layers are routed feed-forward layers.
+
+Source: `modeling_bailing_moe.py` of inclusionAI/Ling; arXiv:2503.05139, section 2.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ring_jax import sharding
+from ring_jax.config import ModelConfig
+from ring_jax.model.attention import Attention, LayerCache, Rows
+from ring_jax.model.layers import GatedMlp, filled, normal, rms_norm
+from ring_jax.model.moe import Moe
+from ring_jax.model.rope import rotary_tables
+from ring_jax.model.router import RouterStats, RoutingNoise
+
+NORM_HEAD_EPS = 1e-7
+
+type Remat = Literal["none", "matmuls", "block"]
+
+
+class Layer(nnx.Module):
+    """One pre-norm block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, *, is_dense: bool, rngs: nnx.Rngs):
+        D, std = config.model_dim, config.init_std
+        self.eps = config.norm_eps
+        self.attention_norm_D = filled("D", (D,), 1.0)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_norm_D = filled("D", (D,), 1.0)
+        # Flax fixes an attribute's kind (static or data) at its first assignment.
+        mlp_dim = config.mlp_dim
+        self.mlp = GatedMlp(D, mlp_dim, std=std, rngs=rngs) if is_dense else None
+        self.moe = None if is_dense else Moe(config, rngs=rngs)
+
+    def __call__(
+        self, x_BTD: jax.Array, rows: Rows, noise: RoutingNoise | None
+    ) -> tuple[jax.Array, RouterStats | None]:
+        with jax.named_scope("attention"):
+            normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
+            x_BTD += self.attention(normed, rows)
+        return self._feed_forward(x_BTD, rows, noise)
+
+    def decode(
+        self, x_BTD: jax.Array, rows: Rows, cache: LayerCache, **slots: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        """As `__call__`, attending to the cache as well; see `Attention.decode`."""
+        normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
+        attended, cache = self.attention.decode(normed, rows, cache, **slots)
+        return self._feed_forward(x_BTD + attended, rows, None)[0], cache
+
+    def _feed_forward(
+        self, x_BTD: jax.Array, rows: Rows, noise: RoutingNoise | None
+    ) -> tuple[jax.Array, RouterStats | None]:
+        normed = rms_norm(x_BTD, self.mlp_norm_D[...], eps=self.eps)
+        if self.moe is None:
+            with jax.named_scope("mlp"):
+                return x_BTD + self.mlp(normed), None
+        with jax.named_scope("moe"):
+            out_BTD, stats = self.moe(normed, rows.segments_BT > 0, noise)
+            return x_BTD + out_BTD, stats
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of all layers, and what their slots hold."""
+
+    dense_layers: LayerCache | None
+    moe_layers: LayerCache
+    """Each [L, B, S, K, H]."""
+    segments_BS: jax.Array
+    """i32, 0 for a slot that holds no token."""
+    next_slot: jax.Array
+    """i32[], where the next tokens go; the same for all rows of the batch."""
+
+
+class Transformer(nnx.Module):
+    """The whole model. Layers of a kind are stacked over a first dimension L."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        V, D, std = config.vocab_size, config.model_dim, config.init_std
+        self.config = config
+        self.embed_VD = normal("VD", (V, D), std, rngs)
+        num_dense = config.num_dense_layers
+        self.dense_layers = (
+            _stack(config, num_dense, is_dense=True, rngs=rngs) if num_dense else None
+        )
+        num_moe = config.num_layers - num_dense
+        self.moe_layers = _stack(config, num_moe, is_dense=False, rngs=rngs)
+        self.final_norm_D = filled("D", (D,), 1.0)
+        tied = config.tie_embeddings
+        self.head_DV = None if tied else normal("DV", (D, V), std, rngs)
+
+    def __call__(
+        self,
+        ids_BT: jax.Array,
+        *,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        dtype: jnp.dtype | type = jnp.float32,
+        remat: Remat = "none",
+        noise: RoutingNoise | None = None,
+    ) -> tuple[jax.Array, RouterStats]:
+        """Runs packed rows through all layers.
+
+        Args:
+          ids_BT: i32[B, T].
+          segments_BT: i32[B, T], documents 1, 2, ...; 0 is padding.
+          positions_BT: i32[B, T], position inside the document.
+          dtype: compute type of the layers; parameters stay float32.
+          remat: what the backward pass recomputes.
+          noise: routing warm-up with a leading L, or None.
+
+        Returns:
+          The normed hidden states [B, T, D] that the head reads, and the routed layers'
+          statistics with a leading L.
+        """
+        rows = self._rows(segments_BT, positions_BT)
+        x_BTD = self._embed(ids_BT, dtype)
+
+        def run_dense(x_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
+            return layer(x_BTD, rows, None)[0], None
+
+        def run_moe(x_BTD: jax.Array, inputs: tuple) -> tuple[jax.Array, Any]:
+            layer, layer_noise = inputs
+            return layer(x_BTD, rows, layer_noise)
+
+        if self.dense_layers is not None:
+            x_BTD, _ = jax.lax.scan(_remat(run_dense, remat), x_BTD, self.dense_layers)
+        inputs = (self.moe_layers, noise)
+        x_BTD, stats = jax.lax.scan(_remat(run_moe, remat), x_BTD, inputs)
+        return self._final_norm(x_BTD), stats
+
+    def decode(
+        self, ids_BT: jax.Array, cache: Cache, *, segments_BT: jax.Array,
+        positions_BT: jax.Array, dtype: jnp.dtype | type = jnp.float32,
+    ) -> tuple[jax.Array, Cache]:
+        """Runs T more tokens per row after those in the cache.
+
+        All rows advance together: prompts are padded on the left (segment 0), so that one
+        slot number serves the whole batch.
+
+        Returns:
+          The normed hidden states [B, T, D], and the cache with the tokens in it.
+        """
+        rows = self._rows(segments_BT, positions_BT)
+        first_slot = cache.next_slot
+        segments_BS = jax.lax.dynamic_update_slice(
+            cache.segments_BS, segments_BT, (0, first_slot)
+        )
+
+        def run(x_BTD: jax.Array, inputs: tuple) -> tuple[jax.Array, LayerCache]:
+            layer, layer_cache = inputs
+            return layer.decode(
+                x_BTD, rows, layer_cache, segments_BS=segments_BS, first_slot=first_slot
+            )
+
+        x_BTD, dense = self._embed(ids_BT, dtype), None
+        if self.dense_layers is not None:
+            x_BTD, dense = jax.lax.scan(run, x_BTD, (self.dense_layers, cache.dense_layers))
+        x_BTD, moe = jax.lax.scan(run, x_BTD, (self.moe_layers, cache.moe_layers))
+        next_slot = first_slot + ids_BT.shape[1]
+        return self._final_norm(x_BTD), Cache(dense, moe, segments_BS, next_slot)
+
+    def empty_cache(
+        self, batch_size: int, num_slots: int, *, dtype: jnp.dtype | type = jnp.float32
+    ) -> Cache:
+        """Returns a cache for `num_slots` tokens per row, laid out like activations."""
+        config, dims = self.config, "LBSKH"
+        K, H = config.num_kv_heads, config.head_dim
+
+        def layers(count: int) -> LayerCache:
+            shape = (count, batch_size, num_slots, K, H)
+            layout = sharding.activation(dims)
+            return LayerCache(
+                jnp.zeros(shape, dtype, out_sharding=layout),
+                jnp.zeros(shape, dtype, out_sharding=layout),
+            )
+
+        num_dense = config.num_dense_layers
+        segments_BS = jnp.zeros(
+            (batch_size, num_slots), jnp.int32, out_sharding=sharding.activation("BS")
+        )
+        return Cache(
+            dense_layers=layers(num_dense) if num_dense else None,
+            moe_layers=layers(config.num_layers - num_dense),
+            segments_BS=segments_BS,
+            next_slot=jnp.zeros((), jnp.int32),
+        )
+
+    def head_weight(self) -> jax.Array:
+        """Returns f32[D, V]: the head, or the transposed embedding when tied."""
+        return self.embed_VD[...].T if self.head_DV is None else self.head_DV[...]
+
+    def head_scale(self) -> jax.Array:
+        """Returns f32[D], what each channel of the hidden state is scaled by.
+
+        norm_head divides channel d of the head by its L2 norm over the vocabulary, plus
+        1e-7; the norm has no gradient. Scaling the hidden state instead is the same
+        product, and leaves the weight untouched.
+        """
+        if not self.config.norm_head:
+            return jnp.ones((self.config.model_dim,), jnp.float32)
+        head_DV = jax.lax.stop_gradient(sharding.replicated(self.head_weight()))
+        norm_D = jnp.sqrt(jnp.sum(jnp.square(head_DV), axis=1))
+        return 1.0 / (norm_D + NORM_HEAD_EPS)
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Returns f32[B, T, V]; for decoding and tests, where few tokens are at hand."""
+        scaled_BTD = hidden_BTD.astype(jnp.float32) * self.head_scale()[None, None]
+        scaled_BTD = scaled_BTD.astype(hidden_BTD.dtype)
+        return sharding.einsum("BTD,DV->BTV", scaled_BTD, self.head_weight()).astype(
+            jnp.float32
+        )
+
+    def _embed(self, ids_BT: jax.Array, dtype: jnp.dtype | type) -> jax.Array:
+        embed_VD = sharding.replicated(self.embed_VD[...].astype(dtype))
+        return embed_VD.at[ids_BT].get(out_sharding=sharding.activation("BTD"))
+
+    def _rows(self, segments_BT: jax.Array, positions_BT: jax.Array) -> Rows:
+        cos_BTh, sin_BTh = rotary_tables(self.config, positions_BT)
+        return Rows(segments_BT, cos_BTh, sin_BTh)
+
+    def _final_norm(self, x_BTD: jax.Array) -> jax.Array:
+        return rms_norm(x_BTD, self.final_norm_D[...], eps=self.config.norm_eps)
+
+
+def _stack(
+    config: ModelConfig, num_layers: int, *, is_dense: bool, rngs: nnx.Rngs
+) -> Layer:
+    def create(key: jax.Array) -> Layer:
+        return Layer(config, is_dense=is_dense, rngs=nnx.Rngs(key))
+
+    return jax.vmap(create)(jax.random.split(rngs.params(), num_layers))
+
+
+def _remat(function: Callable, remat: Remat) -> Callable:
+    if remat == "none":
+        return function
+    policy = None
+    if remat == "matmuls":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(function, policy=policy)
+
+
+def init_transformer(config: ModelConfig, key: jax.Array) -> Transformer:
+    """Creates the model on the mesh in force, every parameter in its own layout."""
+    return Transformer(config, rngs=nnx.Rngs(key))

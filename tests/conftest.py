@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight emulated devices, strict ranks, and a mesh in force for every test."""
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from ring_jax.config import MeshConfig  # noqa: E402  (devices are set first)
+from ring_jax.sharding import make_mesh  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="Rewrite the reviewed text files."
+    )
+
+
+@pytest.fixture
+def mesh():
+    """A mesh of one device, in force; the layout tests bring larger ones."""
+    single = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(single):
+        yield single
