@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chat rendering: conversations to token ids with a class per token, and replies back.
+
+Ling's template has no separator and no end token between turns; only a finished reply
+ends with `<|endoftext|>`. Hence only the last assistant turn of a row is trained: turns
+before it appear as the model will meet them when it is served, without an end token and
+without their reasoning.
+
+A row without reasoning is answered at once under the `ring` template, with no empty
+think block: `<think>` is an ordinary prediction, so that the model itself decides when
+a question deserves thought, and being well formed means closing what it opened.
+
+Source: llama.cpp src/llama-chat.cpp (templates `bailing` and `bailing-think`);
+arXiv:2504.07158 for reasoning between <think> and </think>.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from ring_jax.config import TOKEN_CLASSES, ConfigError
+from ring_jax.data.schema import Message, Row
+from ring_jax.data.tokenizer import (
+    CHAT_TOKENS,
+    END_TOKEN,
+    THINK_TOKENS,
+    TOOL_TOKENS,
+    Tokenizer,
+)
+
+TEMPLATES = ("ling", "ring")
+ROLE_NAMES = {
+    "system": "SYSTEM",
+    "user": "HUMAN",
+    "assistant": "ASSISTANT",
+    "tool": "OBSERVATION",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row as tokens."""
+
+    ids: np.ndarray
+    """i32[T], token ids."""
+    classes: np.ndarray
+    """i32[T], index into `config.TOKEN_CLASSES`; never 0, which is padding."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reply:
+    """A generated turn, taken apart."""
+
+    think: str
+    answer: str
+    """What a verifier grades; empty when the reasoning never ended."""
+    is_well_formed: bool
+    """Tags are paired, in order, and the end token was emitted."""
+
+
+def render(row: Row, tokenizer: Tokenizer, *, template: str) -> Rendered:
+    """Renders one row; see `render_rows`."""
+    return render_rows([row], tokenizer, template=template)[0]
+
+
+def render_rows(
+    rows: Sequence[Row], tokenizer: Tokenizer, *, template: str
+) -> list[Rendered]:
+    """Turns rows into token ids, each token with its class.
+
+    Special tokens come from the template only: the text of a message is encoded as
+    plain text, whatever it spells.
+
+    Args:
+      rows: conversations or plain texts.
+      tokenizer: has the chat tokens, and the think tokens for `ring`.
+      template: `ring` puts reasoning between the think tags; `ling` leaves it out.
+    """
+    pieces_by_row = [list(_pieces(row, template)) for row in rows]
+    return _encode_pieces(pieces_by_row, tokenizer)
+
+
+def render_prompt(row: Row, tokenizer: Tokenizer, *, template: str) -> list[int]:
+    """Renders what free-running generation starts from.
+
+    Returns:
+      Ids of all turns before the last, ended by `<role>ASSISTANT</role>`.
+    """
+    prompt = list(_prompt_pieces(row.messages[:-1], template))
+    return _encode_pieces([prompt], tokenizer)[0].ids.tolist()
+
+
+def prompt_text(row: Row, *, template: str) -> str:
+    """Writes `render_prompt` as text, special tokens spelled out."""
+    return "".join(piece.text for piece in _prompt_pieces(row.messages[:-1], template))
+
+
+def parse_reply(text: str) -> Reply:
+    """Takes a generated turn apart.
+
+    Args:
+      text: as decoded, special tokens spelled out, the end token included if emitted.
+    """
+    body, end, rest = text.partition(END_TOKEN)
+    match = _REPLY.fullmatch(body)
+    has_paired_calls = len({body.count(tag) for tag in TOOL_TOKENS}) == 1
+    if match and match["answer"].strip() and end and not rest and has_paired_calls:
+        return Reply(match["think"] or "", match["answer"].strip(), True)
+    _, opened, tail = body.partition("<think>")
+    if not opened:
+        return Reply("", body.strip(), False)
+    # Reasoning that never ends leaves no answer: half a thought is not graded.
+    think, _, answer = tail.partition("</think>")
+    return Reply(think, answer.strip(), False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Piece:
+    """A stretch of one class: a special token, or text to encode."""
+
+    text: str
+    token_class: str
+    is_special: bool = False
+
+
+def _pieces(row: Row, template: str) -> Iterator[_Piece]:
+    if row.text:
+        yield _Piece(row.text, "answer")
+    else:
+        yield from _prompt_pieces(row.messages[:-1], template)
+        yield from _reply_pieces(row.reply, template)
+    yield _Piece(END_TOKEN, "stop", is_special=True)
+
+
+def _prompt_pieces(messages: Iterable[Message], template: str) -> Iterator[_Piece]:
+    if template not in TEMPLATES:
+        raise ConfigError(f"data.template={template!r} must be one of {TEMPLATES}.")
+    for message in messages:
+        yield from _role_pieces(message.role)
+        yield _Piece(message.content, "prompt")
+        yield from _tool_pieces(message, "prompt")
+    yield from _role_pieces("assistant")
+
+
+def _role_pieces(role: str) -> Iterator[_Piece]:
+    yield _Piece("<role>", "prompt", is_special=True)
+    yield _Piece(ROLE_NAMES[role], "prompt")
+    yield _Piece("</role>", "prompt", is_special=True)
+
+
+def _reply_pieces(reply: Message, template: str) -> Iterator[_Piece]:
+    if reply.think and template == "ring":
+        opening, closing = THINK_TOKENS
+        yield _Piece(opening, "think", is_special=True)
+        yield _Piece(reply.think, "think")
+        yield _Piece(closing, "think", is_special=True)
+    yield _Piece(reply.content, "answer")
+    yield from _tool_pieces(reply, "tool")
+
+
+def _tool_pieces(message: Message, token_class: str) -> Iterator[_Piece]:
+    opening, closing = TOOL_TOKENS
+    for call in message.tool_calls:
+        yield _Piece(opening, token_class, is_special=True)
+        yield _Piece(call.to_json(), token_class)
+        yield _Piece(closing, token_class, is_special=True)
+
+
+def _encode_pieces(
+    pieces_by_row: Sequence[Sequence[_Piece]], tokenizer: Tokenizer
+) -> list[Rendered]:
+    pieces = [piece for row in pieces_by_row for piece in row]
+    # Most texts are role names; each distinct one is encoded once.
+    texts = list(dict.fromkeys(p.text for p in pieces if not _is_token(p, tokenizer)))
+    ids_of = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
+    specials = {p.text for p in pieces if _is_token(p, tokenizer)}
+    special_ids = {name: [tokenizer.special_id(name)] for name in specials}
+    return [_join(row, ids_of, special_ids, tokenizer) for row in pieces_by_row]
+
+
+def _is_token(piece: _Piece, tokenizer: Tokenizer) -> bool:
+    # Ling's first tokenizer has no tool tags: there they are text that reads the same.
+    is_optional = piece.text in TOOL_TOKENS
+    return piece.is_special and (not is_optional or tokenizer.has_special(piece.text))
+
+
+def _join(
+    pieces: Sequence[_Piece],
+    ids_of: dict[str, list[int]],
+    special_ids: dict[str, list[int]],
+    tokenizer: Tokenizer,
+) -> Rendered:
+    ids, classes = [], []
+    for piece in pieces:
+        table = special_ids if _is_token(piece, tokenizer) else ids_of
+        ids += table[piece.text]
+        classes += [TOKEN_CLASSES.index(piece.token_class)] * len(table[piece.text])
+    return Rendered(np.asarray(ids, np.int32), np.asarray(classes, np.int32))
+
+
+_NO_TAG = "(?:(?!" + "|".join(map(re.escape, (*CHAT_TOKENS, *THINK_TOKENS))) + ").)*"
+_REPLY = re.compile(
+    f"(?:<think>(?P<think>{_NO_TAG})</think>)?(?P<answer>{_NO_TAG})", re.S
+)
+
+_JINJA_ROLES = (
+    "{'system': 'SYSTEM', 'user': 'HUMAN', "
+    "'assistant': 'ASSISTANT', 'tool': 'OBSERVATION'}"
+)
+_JINJA_TURNS = (
+    f"{{%- set roles = {_JINJA_ROLES} -%}}"
+    """
+{%- for message in messages -%}
+  {%- set is_reply = loop.last and message.role == 'assistant' -%}
+  {{- '<role>' + roles[message.role] + '</role>' -}}
+  {%- set content = message.content or '' -%}
+  {%- if message.role == 'assistant' and not is_reply -%}
+    {%- set content = content.split('</think>')[-1] -%}
+  {%- endif -%}
+  %THINK%
+  {{- content -}}
+  {%- for tool_call in message.tool_calls or [] -%}
+    {%- set call = tool_call.function or tool_call -%}
+    {{- '<tool_call>{"name": ' + (call.name | tojson) + ', "arguments": ' -}}
+    {{- (call.arguments | tojson) + '}</tool_call>' -}}
+  {%- endfor -%}
+  {%- if is_reply -%}
+    {{- '<|endoftext|>' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<role>ASSISTANT</role>' -}}
+{%- endif -%}
+"""
+)
+_JINJA_THINK = """{%- if is_reply and message.reasoning_content -%}
+    {{- '<think>' + message.reasoning_content + '</think>' -}}
+  {%- endif -%}"""
+
+CHAT_TEMPLATES = {
+    "ling": _JINJA_TURNS.replace("  %THINK%\n", ""),
+    "ring": _JINJA_TURNS.replace("%THINK%", _JINJA_THINK),
+}
+"""`chat_template.jinja` of an exported model; it reads `message.reasoning_content`."""
