@@ -12,6 +12,7 @@ CORE = [
     "numpy>=2.2",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "packaging>=24.0",
     "rich>=13.7",
     "safetensors>=0.8.0",
     "tensorstore>=0.1.84",

@@ -16,6 +16,7 @@ import os
 import pathlib
 import signal
 import sys
+import types
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
@@ -66,6 +67,7 @@ def _run(words: list[str]) -> int:
     verb, *rest = words
     if verb in ("-h", "--help", "help"):
         print(USAGE + "\n".join(f"  {verb:<10}{summary(verb)}" for verb in VERBS))
+        sys.stdout.flush()
         return status.DONE
     if verb == "--version":
         print(f"ring_jax {__version__}")
@@ -73,11 +75,16 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         advice = _nearest(verb, VERBS) or f"Verbs are {', '.join(VERBS)}."
         raise ConfigError(f"{verb!r} is no verb of ring. {advice}")
-    module = importlib.import_module(f"ring_jax.cli.{VERBS[verb]}")
+    module = import_verb(verb)
     code = module.run(_parse(verb, rest, module.add_arguments))
     # Inside main's `try`, so that a full disk or a closed pipe is noticed there.
     sys.stdout.flush()
     return code
+
+
+def import_verb(verb: str) -> types.ModuleType:
+    """Imports the module of a verb, and with it what the verb needs."""
+    return importlib.import_module(f"ring_jax.cli.{VERBS[verb]}")
 
 
 def summary(verb: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import pathlib
+import re
 import traceback
 import types
 import typing
@@ -55,7 +56,7 @@ def load_run_config(args: argparse.Namespace) -> RunConfig:
         tree = dataclasses.asdict(load_run_folder_config(args.workdir))
     else:
         raise ConfigError(
-            f"{args.verb}: no settings; give --config=FILE.py, or a run's --workdir=DIR."
+            f"{args.verb}: no settings; give --config=FILE.py or a run's --workdir=DIR."
         )
     return from_config_dict(RunConfig, apply_overrides(tree, args.overrides))
 
@@ -130,7 +131,9 @@ def _near_file(path: pathlib.Path) -> str:
 
 
 def _explain(error: Exception, path: pathlib.Path) -> str:
-    text = " ".join(str(error).split())
+    # ml_collections lists every field of a locked tree before it suggests one.
+    listing = re.compile(r"Other fields present: .*?(?=Did you mean|\Z)", re.DOTALL)
+    text = " ".join(listing.sub("", str(error)).strip("'").split())
     if isinstance(error, ConfigError):
         return text
     lines = [
@@ -173,7 +176,10 @@ def _replaced(value: Any, hint: Any, keys: list[str], text: str, path: str) -> A
     inner_path = f"{path}.{key}"
     section = dict(value) if isinstance(value, Mapping) else {}
     if dataclasses.is_dataclass(hint):
-        inner_hint = typing.get_type_hints(hint).get(key, str)
+        hints = typing.get_type_hints(hint)
+        if key not in hints:
+            return section | {key: text}
+        inner_hint = hints[key]
     elif typing.get_origin(hint) is Mapping:
         inner_hint = typing.get_args(hint)[1]
         if dataclasses.is_dataclass(inner_hint) and key not in section:

@@ -40,6 +40,7 @@ def status_of(error: BaseException) -> int | None:
     # A closed pipe (`ring inspect | head`) means that nobody waits for the rest.
     if isinstance(error, KeyboardInterrupt | BrokenPipeError):
         return INTERRUPTED
-    if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRNOS:
+    # Our own (checkpoint.StorageError) carry a sentence and no number.
+    if isinstance(error, OSError) and error.errno in {None, *_ENVIRONMENT_ERRNOS}:
         return ENVIRONMENT
     return None

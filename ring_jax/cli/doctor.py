@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ring doctor`: everything that can stop a run, checked before it starts."""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Iterator
+
+import jax
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+from packaging.requirements import Requirement
+
+from ring_jax import sharding
+from ring_jax.cli import status
+from ring_jax.cli.devices import use_devices
+from ring_jax.cli.settings import load_run_config
+from ring_jax.config import ConfigError, RunConfig
+from ring_jax.data import tokenizer as tokenizers
+from ring_jax.model.flops import count_parameters
+
+SUMMARY = "checks versions, devices, disk, config, tokenizer and data; names each fix"
+
+BYTES_WITHOUT_CONFIG = 10**9
+"""What the laptop run takes, checkpoints, export and report together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    found: str
+    fix: str = ""
+    """What to do; empty when nothing is wrong."""
+    failure: int = status.MISTAKE
+    """The exit status when something is."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds nothing: `--config` and `--workdir` say what is checked."""
+    del parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table; the status is that of the first failure."""
+    checks = [*_check_versions(), *_check_run(args)]
+    failures = [check for check in checks if check.fix]
+    code = failures[0].failure if failures else status.DONE
+    _print(checks)
+    if args.json:
+        table = [dataclasses.asdict(check) for check in checks]
+        print(json.dumps({"status": code, "checks": table}))
+    return code
+
+
+def _check_versions() -> Iterator[Check]:
+    yield Check("python", f"{platform.python_version()} (needs >=3.12)")
+    try:
+        lines = importlib.metadata.requires("ring_jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Check("ring_jax", "not installed", "run launch/setup.sh")
+        return
+    missing: dict[str, list[str]] = {}
+    for requirement in map(Requirement, lines):
+        extra = _extra(requirement)
+        problem, found = _compare(requirement)
+        if extra in ("gpu", "tpu"):
+            continue  # the row of devices shows what jax found
+        if extra is None:
+            fix = "run launch/setup.sh" if problem else ""
+            yield Check(requirement.name, found, fix)
+        elif problem:
+            missing.setdefault(extra, []).append(requirement.name)
+        else:
+            missing.setdefault(extra, [])
+    for extra, names in missing.items():
+        found = (
+            f"lacks {', '.join(names)}: launch/setup.sh {extra}" if names else "whole"
+        )
+        yield Check(f"[{extra}]", found)
+
+
+def _extra(requirement: Requirement) -> str | None:
+    """Returns the extra that asks for a requirement; None for the core."""
+    if requirement.marker is None:
+        return None
+    return str(requirement.marker).rpartition("extra == ")[2].strip('"') or None
+
+
+def _compare(requirement: Requirement) -> tuple[bool, str]:
+    """Returns whether something is wrong, and what is installed."""
+    wanted = str(requirement.specifier)
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return True, f"absent (needs {wanted})"
+    return version not in requirement.specifier, f"{version} (needs {wanted})"
+
+
+def _check_run(args: argparse.Namespace) -> Iterator[Check]:
+    if args.config is None and args.workdir is None:
+        yield _check_devices()
+        yield _check_disk(pathlib.Path.cwd(), BYTES_WITHOUT_CONFIG)
+        yield Check("config", "not given: add --config=FILE.py to check a run")
+        return
+    try:
+        config = load_run_config(args)
+    except ConfigError as error:
+        yield _check_devices()
+        yield Check("config", "refused", str(error))
+        return
+    use_devices(config)
+    yield _check_devices()
+    yield _check_disk(args.workdir or pathlib.Path.cwd(), _bytes_of_run(config))
+    yield Check("config", f"{len(config.stages)} stages: {', '.join(config.stages)}")
+    yield _check_mesh(config)
+    yield _check_tokenizer(config)
+
+
+def _check_devices() -> Check:
+    devices = jax.devices()
+    cores = f", {os.cpu_count()} cores" if devices[0].platform == "cpu" else ""
+    return Check("devices", f"{len(devices)} x {devices[0].device_kind}{cores}")
+
+
+def _bytes_of_run(config: RunConfig) -> int:
+    """Returns the bytes of checkpoints (weights and two moments) and of one export."""
+    total = 4 * count_parameters(config.model).total
+    # One more than is kept: the oldest goes only after the newest is committed.
+    return total * (3 * (config.train.keep_checkpoints + 1) + 1)
+
+
+def _check_disk(folder: pathlib.Path, needed: int) -> Check:
+    existing = next(
+        path for path in [folder, *folder.absolute().parents] if path.exists()
+    )
+    free = shutil.disk_usage(existing).free
+    found = f"{free / 1e9:.1f} GB free at {existing}, {needed / 1e9:.1f} GB needed"
+    fix = ""
+    if not os.access(existing, os.W_OK):
+        fix = f"{existing} cannot be written to; choose another --workdir"
+    elif free < needed:
+        fix = "make room, or choose a --workdir on another disk"
+    return Check("disk", found, fix, status.ENVIRONMENT)
+
+
+def _check_mesh(config: RunConfig) -> Check:
+    try:
+        mesh = sharding.make_mesh(config.mesh)
+    except ConfigError as error:
+        return Check("mesh", "does not fit", str(error))
+    shape = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    shards = sharding.num_batch_shards(mesh)
+    rows = config.train.global_batch_size // config.train.num_microbatches
+    if rows % shards:
+        return Check(
+            "mesh",
+            shape,
+            f"{rows} rows per microbatch do not divide over {shards} devices; set "
+            "config.train.global_batch_size to a multiple",
+        )
+    return Check("mesh", f"{shape}; {rows // shards} rows per device and microbatch")
+
+
+def _check_tokenizer(config: RunConfig) -> Check:
+    path = config.data.tokenizer.path
+    size = config.data.tokenizer.vocab_size
+    found = f"trained on the run's text, {size} entries"
+    if path is not None:
+        try:
+            size = tokenizers.load(path).vocab_size
+        except ConfigError as error:
+            return Check("tokenizer", path, str(error))
+        found = f"{path}, ids below {size}"
+    if size > config.model.vocab_size:
+        fix = (
+            f"its ids reach beyond config.model.vocab_size={config.model.vocab_size}; "
+            f"set that to at least {size}"
+        )
+        return Check("tokenizer", found, fix)
+    return Check("tokenizer", found)
+
+
+def _print(checks: list[Check]) -> None:
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("", "check", "found"):
+        table.add_column(header, overflow="fold")
+    for check in checks:
+        mark, style = ("FAIL", "bold red") if check.fix else ("ok", "green")
+        found = rich.text.Text(check.found)
+        if check.fix:
+            found.append(f"\nfix: {check.fix}", style="bold")
+        table.add_row(rich.text.Text(mark, style), rich.text.Text(check.name), found)
+    rich.console.Console().print(table)
