@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grouped products in plain XLA: a loop over tiles of rows, for CPUs and GPUs.
+
+Work in proportion to the routed rows, whatever the number of groups (on a CPU
+`jax.lax.ragged_dot` does E times as much). The tiles are found in three steps:
+
+1. A group of n rows takes ceil(n / c) tiles, where c is the largest tile. The first
+   starts at the group's first row and each follows the one before, so that every owned
+   row lies in exactly one tile.
+2. The last tile of a group is cut to the smallest of `TILE_ROWS` that holds what is
+   left: shapes are static, so each tile size is a branch, and a tile picks one.
+3. A tile that would run past the last row starts earlier instead. Rows of a tile that
+   are not its own (of a later group, an earlier one, or nobody) are masked.
+
+        rows    0         n0                n0+n1         R
+                |--group 0-|-----group 1------|--nobody---|
+        tiles   [0: c  ][0:*]
+                           [1: c  ][1: c  ][1:*]               * the smallest that fits
+
+The loop runs once a tile that exists. Its trip count is data, which is why the gradients
+are written out here; each is another of the three products.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+# Row counts of the tiles. Larger than 256 wins nothing: 256 rows already hide the cost
+# of fetching a matrix. Steps of 32 compute 8 % more rows than owned at 192 a group.
+TILE_ROWS = (8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
+
+
+def unsupported(a: jax.Array, b: jax.Array) -> str | None:
+    """Returns why the operands cannot run here: only float32 and bfloat16 can."""
+    for dtype in (a.dtype, b.dtype):
+        if dtype not in (jnp.float32, jnp.bfloat16):
+            return f"it accumulates in float32, and an operand is {dtype}"
+    return None
+
+
+@jax.custom_vjp
+def grouped_matmul(
+    x_RD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array
+) -> jax.Array:
+    """Returns out[r, f] = sum_d x[r, d] w[e(r), d, f]; see the package."""
+    return _multiply(x_RD, w_EDF, group_sizes_E, contracted=0)
+
+
+@jax.custom_vjp
+def grouped_matmul_transposed(
+    x_RF: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array
+) -> jax.Array:
+    """Returns out[r, d] = sum_f x[r, f] w[e(r), d, f]; see the package."""
+    return _multiply(x_RF, w_EDF, group_sizes_E, contracted=1)
+
+
+@jax.custom_vjp
+def grouped_outer(
+    x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array
+) -> jax.Array:
+    """Returns out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]."""
+    E, (R, D), F = group_sizes_E.shape[0], x_RD.shape, y_RF.shape[1]
+    tiles = plan_tiles(group_sizes_E, num_rows=R)
+    branches = [functools.partial(_outer_tile, num_rows=n) for n in tile_rows(R)]
+
+    def add_tile(j: jax.Array, out_EDF: jax.Array) -> jax.Array:
+        tile = tiles.at(j)
+        tile_DF = jax.lax.switch(tile.branch, branches, x_RD, y_RF, tile)
+        sum_DF = tile_DF + _take(out_EDF, tile.group)
+        return jax.lax.dynamic_update_index_in_dim(out_EDF, sum_DF, tile.group, axis=0)
+
+    zeros_EDF = _zeros_like((E, D, F), jnp.float32, x_RD)
+    return jax.lax.fori_loop(0, tiles.num_tiles, add_tile, zeros_EDF)
+
+
+def _matmul_forward(x_RD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array):
+    out_RF = grouped_matmul(x_RD, w_EDF, group_sizes_E)
+    return out_RF, (x_RD, w_EDF, group_sizes_E)
+
+
+def _matmul_backward(residuals: tuple, grad_RF: jax.Array):
+    x_RD, w_EDF, group_sizes_E = residuals
+    grad_x_RD = grouped_matmul_transposed(grad_RF, w_EDF, group_sizes_E)
+    grad_w_EDF = grouped_outer(x_RD, grad_RF, group_sizes_E)
+    return grad_x_RD, grad_w_EDF.astype(w_EDF.dtype), None
+
+
+def _transposed_forward(x_RF: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array):
+    out_RD = grouped_matmul_transposed(x_RF, w_EDF, group_sizes_E)
+    return out_RD, (x_RF, w_EDF, group_sizes_E)
+
+
+def _transposed_backward(residuals: tuple, grad_RD: jax.Array):
+    x_RF, w_EDF, group_sizes_E = residuals
+    grad_x_RF = grouped_matmul(grad_RD, w_EDF, group_sizes_E)
+    grad_w_EDF = grouped_outer(grad_RD, x_RF, group_sizes_E)
+    return grad_x_RF, grad_w_EDF.astype(w_EDF.dtype), None
+
+
+def _outer_forward(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array):
+    return grouped_outer(x_RD, y_RF, group_sizes_E), (x_RD, y_RF, group_sizes_E)
+
+
+def _outer_backward(residuals: tuple, grad_EDF: jax.Array):
+    x_RD, y_RF, group_sizes_E = residuals
+    grad_x_RD = grouped_matmul_transposed(y_RF, grad_EDF, group_sizes_E)
+    grad_y_RF = grouped_matmul(x_RD, grad_EDF, group_sizes_E)
+    return grad_x_RD.astype(x_RD.dtype), grad_y_RF.astype(y_RF.dtype), None
+
+
+grouped_matmul.defvjp(_matmul_forward, _matmul_backward)
+grouped_matmul_transposed.defvjp(_transposed_forward, _transposed_backward)
+grouped_outer.defvjp(_outer_forward, _outer_backward)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A run of rows of one group: i32 scalars, or i32[J] for the J tiles of a plan."""
+
+    group: jax.Array
+    first_row: jax.Array
+    num_owned: jax.Array
+    """Rows from the first that belong to the group."""
+    branch: jax.Array
+    """Index into `tile_rows` of the smallest tile that holds the owned rows."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TilePlan:
+    """All tiles in order of rows; those from `num_tiles` on do not exist."""
+
+    tiles_J: Tile
+    num_tiles: jax.Array
+
+    def at(self, j: jax.Array) -> Tile:
+        """Returns tile j."""
+        return jax.tree.map(lambda field_J: field_J[j], self.tiles_J)
+
+
+def tile_rows(num_rows: int) -> tuple[int, ...]:
+    """Returns the sizes of tile that fit into `num_rows` rows, smallest first."""
+    return tuple(size for size in TILE_ROWS if size <= num_rows) or (num_rows,)
+
+
+def plan_tiles(group_sizes_E: jax.Array, *, num_rows: int) -> TilePlan:
+    """Cuts each group's rows into tiles, as the module describes."""
+    E, sizes = group_sizes_E.shape[0], tile_rows(num_rows)
+    largest = max(sizes[-1], 1)
+    group_sizes_E = group_sizes_E.astype(jnp.int32)
+    num_tiles_E = -(-group_sizes_E // largest)
+    end_tile_E = jnp.cumsum(num_tiles_E)
+    # Each group rounds up once, so there are never more than this.
+    tile_J = jnp.arange(num_rows // largest + E)
+    group_J = jnp.sum(tile_J[:, None] >= end_tile_E[None], axis=1)
+    group_J = jnp.minimum(group_J, E - 1)
+    # Rows of the group before this tile.
+    skipped_J = (tile_J - (end_tile_E - num_tiles_E)[group_J]) * largest
+    first_row_J = (jnp.cumsum(group_sizes_E) - group_sizes_E)[group_J] + skipped_J
+    num_owned_J = jnp.minimum(group_sizes_E[group_J] - skipped_J, largest)
+    branch_J = jnp.sum(num_owned_J[:, None] > jnp.array(sizes[:-1])[None], axis=1)
+    return TilePlan(
+        Tile(group_J, first_row_J, num_owned_J, branch_J), num_tiles=end_tile_E[-1]
+    )
+
+
+def _multiply(
+    x_RD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, contracted: int
+) -> jax.Array:
+    """Multiplies rows by matrices, over dimension `contracted` (0 or 1) of a matrix."""
+    R = x_RD.shape[0]
+    tiles = plan_tiles(group_sizes_E, num_rows=R)
+    branches = [
+        functools.partial(_multiply_tile(contracted), num_rows=n) for n in tile_rows(R)
+    ]
+
+    def write_tile(j: jax.Array, out_RF: jax.Array) -> jax.Array:
+        tile = tiles.at(j)
+        w_DF = _take(w_EDF, tile.group).astype(x_RD.dtype)
+        return jax.lax.switch(tile.branch, branches, x_RD, w_DF, out_RF, tile)
+
+    zeros_RF = _zeros_like((R, w_EDF.shape[2 - contracted]), x_RD.dtype, x_RD)
+    return jax.lax.fori_loop(0, tiles.num_tiles, write_tile, zeros_RF)
+
+
+def _multiply_tile(contracted: int) -> Callable[..., jax.Array]:
+    dot = functools.partial(
+        jax.lax.dot_general,
+        dimension_numbers=(((1,), (contracted,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+
+    def run(x_RD, w_DF, out_RF, tile, *, num_rows):
+        start, is_owned_C1 = _place(tile, num_rows, x_RD.shape[0])
+        x_CD = jax.lax.dynamic_slice_in_dim(x_RD, start, num_rows)
+        old_CF = jax.lax.dynamic_slice_in_dim(out_RF, start, num_rows)
+        new_CF = jnp.where(is_owned_C1, dot(x_CD, w_DF).astype(old_CF.dtype), old_CF)
+        return jax.lax.dynamic_update_slice_in_dim(out_RF, new_CF, start, axis=0)
+
+    return run
+
+
+def _outer_tile(
+    x_RD: jax.Array, y_RF: jax.Array, tile: Tile, *, num_rows: int
+) -> jax.Array:
+    start, is_owned_C1 = _place(tile, num_rows, x_RD.shape[0])
+    # Both are masked, as 0 * NaN is NaN. In float32, since a CPU multiplies a bfloat16
+    # matrix that is contracted over its rows no faster, and some much slower.
+    x_CD, y_CF = (
+        jnp.where(
+            is_owned_C1, jax.lax.dynamic_slice_in_dim(rows, start, num_rows), 0
+        ).astype(jnp.float32)
+        for rows in (x_RD, y_RF)
+    )
+    return jax.lax.dot_general(x_CD, y_CF, (((0,), (0,)), ((), ())))
+
+
+def _place(tile: Tile, num_rows: int, num_all_rows: int) -> tuple[jax.Array, jax.Array]:
+    """Returns a tile's start, clamped to fit, and bool[C, 1]: which rows it owns."""
+    start = jnp.minimum(tile.first_row, num_all_rows - num_rows)
+    row_C1 = start + jnp.arange(num_rows)[:, None]
+    is_owned_C1 = (row_C1 >= tile.first_row) & (
+        row_C1 < tile.first_row + tile.num_owned
+    )
+    return start, is_owned_C1
+
+
+def _take(w_EDF: jax.Array, group: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(w_EDF, group, axis=0, keepdims=False)
+
+
+def _zeros_like(
+    shape: tuple[int, ...], dtype: jax.typing.DTypeLike, like: jax.Array
+) -> jax.Array:
+    """Returns zeros that vary over the mesh axes that `like` varies over."""
+    zeros = jnp.zeros(shape, dtype)
+    varying = jax.typeof(like).manual_axis_type.varying
+    return jax.lax.pcast(zeros, tuple(varying), to="varying") if varying else zeros
