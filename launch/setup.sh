@@ -156,4 +156,7 @@ main() {
   echo "setup: ready in $SECONDS s; the command is .venv/bin/ring, the log .venv/setup.log"
 }
 
-main "$@"
+# Sourced, as the tests do, it only defines its functions.
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  main "$@"
+fi

@@ -47,10 +47,11 @@ def test_the_operands_of_a_verb_are_the_reviewed_ones(verb, request):
     module = main.import_verb(verb)
     parser = main.make_parser(verb, module.add_arguments)
     lines = [module.SUMMARY]
-    for action in parser._actions:
-        names = ", ".join(action.option_strings) or action.dest
-        takes = action.metavar or action.choices or action.type or ""
-        lines.append(f"{names}  {takes}  default={action.default}".replace("  ", " "))
+    for action in parser._actions[1:]:  # the first is --help
+        name = ", ".join(action.option_strings) or action.dest
+        takes = f" {action.metavar or action.choices or ''}".rstrip()
+        default = "" if action.default in (None, False) else f" = {action.default}"
+        lines.append(f"{name}{takes}{default}: {action.help}")
     text = "\n".join(lines) + "\n"
     golden = GOLDEN / f"{verb}.txt"
     if request.config.getoption("--update-golden"):
