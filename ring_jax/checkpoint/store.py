@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's checkpoints: saved while training goes on, verified when they are read.
+
+A step `N/` holds two parts: `state` (every array by its path, in Orbax's format) and
+`record` (JSON: shapes, digests, the model's settings, where the data stands). A step
+appears by one rename, so a killed process leaves whole steps and a temporary folder.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging as absl_logging
+from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from ring_jax.checkpoint.digests import digests
+from ring_jax.checkpoint.tree import flatten, unflatten
+from ring_jax.config import ConfigError, ModelConfig
+
+# Settings that do not change what a trained model computes.
+_NOT_IDENTITY = ("init_std", "moe.implementation")
+
+_ADVICE = "Use the settings that wrote it, or another workdir."
+
+# What Orbax 0.12.8 raises on damaged files; each file was damaged in four ways.
+_DAMAGE = (ValueError, LookupError, OSError, TypeError)
+
+
+class StorageError(OSError):
+    """The disk or its permissions failed; committed checkpoints are intact."""
+
+
+class Restored[T](NamedTuple):
+    """What a checkpoint holds."""
+
+    state: T
+    data_state: dict[str, Any]
+    meta: dict[str, Any]
+
+
+class Store:
+    """Writes and reads the checkpoints of one run; the only writer of their folder."""
+
+    def __init__(
+        self, directory: str | Path, *, keep: int, model: ModelConfig | None = None
+    ):
+        """Opens the folder, creates it if need be, and clears what a kill left behind.
+
+        Args:
+          directory: the run's `checkpoints/`.
+          keep: how many of the newest steps stay on disk, at least 1.
+          model: written into every step and compared on restore; None skips both.
+
+        Raises:
+          StorageError: when the folder cannot be made or written to.
+        """
+        assert keep >= 1, f"keep={keep} would delete the only checkpoint"
+        self._directory = Path(directory).absolute()
+        self._model = None if model is None else _settings(model)
+        _probe(self._directory, num_bytes=0)
+        self._clear_leftovers()
+        # Orbax's policies and the class that takes them disagree on an annotation.
+        policies: Any = ocp.training
+        self._orbax = ocp.training.Checkpointer(
+            str(self._directory),
+            context=_context(),
+            save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.preservation_policies.LatestN(keep),
+        )
+
+    def latest(self) -> int | None:
+        """Returns the newest committed step, or None where there is none."""
+        return max(_steps(self._directory), default=None)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        data_state: Mapping[str, Any],
+        meta: Mapping[str, Any],
+    ) -> None:
+        """Copies the state to the host and writes it in the background.
+
+        A step that is already committed stays as it is. The state's buffers may be
+        donated as soon as this returns.
+
+        Args:
+          step: number of finished optimizer steps.
+          state: a pytree of arrays; PRNG keys as their uint32 data.
+          data_state: where the data pipeline stands, JSON.
+          meta: what else a resumed run must know, JSON.
+
+        Raises:
+          StorageError: when the disk has no room, or the save before this one failed.
+        """
+        self.wait()
+        if step in _steps(self._directory):
+            return
+        arrays = flatten(state)
+        _probe(self._directory, num_bytes=sum(x.nbytes for x in arrays.values()))
+        record = {
+            "step": step,
+            "arrays": _describe(arrays, digests(arrays)),
+            "model": self._model,
+            "data_state": dict(data_state),
+            "meta": dict(meta),
+        }
+        with self._reporting():
+            self._orbax.save_checkpointables_async(
+                step, {"state": arrays, "record": _seal(record)}, force=True
+            )
+
+    def wait(self) -> None:
+        """Waits until what was saved is committed.
+
+        Raises:
+          StorageError: when the save has failed; earlier steps are intact.
+        """
+        with self._reporting():
+            self._orbax.wait()
+
+    def restore[T](self, abstract_state: T) -> Restored[T]:
+        """Reads the newest step that verifies, and moves damaged ones to `N.corrupt`.
+
+        Args:
+          abstract_state: the state's tree with a `jax.ShapeDtypeStruct` per leaf. Its
+            sharding says where the array goes and need not be that of the save; one
+            that names no devices is placed on the mesh in force.
+
+        Raises:
+          ConfigError: when the step was written by another model, or there is none.
+          StorageError: when no step verifies; then nothing is moved.
+        """
+        self.wait()
+        abstract = flatten(abstract_state)
+        good = _newest_good(self._directory, abstract, self._model)
+        step = good.record["step"]
+        if extra := sorted(set(good.record["arrays"]) - set(abstract)):
+            raise ConfigError(
+                f"checkpoint: step {step} has `{extra[0]}`, which this run lacks "
+                f"({len(extra)} such arrays). {_ADVICE}"
+            )
+        for step in good.damaged:
+            self._set_aside(step)
+        return Restored(
+            unflatten(abstract_state, good.arrays),
+            good.record["data_state"],
+            good.record["meta"],
+        )
+
+    def close(self) -> None:
+        """Waits for the last save and frees the threads.
+
+        Raises:
+          StorageError: when the last save has failed.
+        """
+        with self._reporting():
+            self._orbax.close()
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Turns the writer's many errors into one, and removes half-written steps."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            self._clear_leftovers()
+            reason = str(error).splitlines()[0]
+            raise StorageError(
+                f"{self._directory}: the checkpoint could not be written ({reason}). "
+                "Earlier ones are intact; make room, then run the same command again."
+            ) from error
+
+    def _clear_leftovers(self) -> None:
+        # Orbax's own option does this in the background, after the constructor.
+        if jax.process_index() == 0:
+            for leftover in self._directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _set_aside(self, step: int) -> None:
+        source = self._directory / str(step)
+        target, number = source.with_suffix(".corrupt"), 1
+        while target.exists():
+            target, number = source.with_suffix(f".corrupt-{number}"), number + 1
+        source.rename(target)
+        absl_logging.warning("checkpoint %d is damaged, moved to %s", step, target.name)
+        self._orbax.reload()
+
+
+def read_newest(
+    directory: str | Path, abstract: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads some arrays of the newest step that verifies, changing nothing on disk.
+
+    For readers beside a live run, such as `ring export`, and of a part of the state.
+
+    Args:
+      directory: a run's `checkpoints/`.
+      abstract: path -> `jax.ShapeDtypeStruct` of each array to read.
+
+    Returns:
+      The step's record (`step`, `model`, `data_state`, `meta`), and path -> array.
+
+    Raises:
+      ConfigError: when there is no checkpoint, or it lacks one of the arrays.
+      StorageError: when no step verifies.
+    """
+    good = _newest_good(Path(directory).absolute(), abstract, None)
+    return good.record, good.arrays
+
+
+class _Good(NamedTuple):
+    record: dict[str, Any]
+    arrays: dict[str, Any]
+    damaged: list[int]
+
+
+def _newest_good(
+    directory: Path, abstract: Mapping[str, Any], model: Mapping[str, Any] | None
+) -> _Good:
+    reasons = {}
+    for step in reversed(_steps(directory)):
+        path = directory / str(step)
+        try:
+            record = _unseal(_load(path, {"record": None})["record"])
+            # A ConfigError is no damage: it leaves this function.
+            if refusal := _difference(record, abstract, model):
+                raise ConfigError(f"checkpoint: step {step} {refusal}")
+            return _Good(record, _read_arrays(path, record, abstract), list(reasons))
+        except ConfigError:
+            raise
+        except _DAMAGE as error:
+            reasons[step] = str(error).splitlines()[0]
+    if not reasons:
+        raise ConfigError(f"{directory}: no checkpoint here; train or import first.")
+    damages = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
+    raise StorageError(
+        f"{directory}: no checkpoint verifies ({damages}). Bring one back from a copy, "
+        "or delete the folder to start over."
+    )
+
+
+def _steps(directory: str | Path) -> list[int]:
+    # Unfinished steps have a suffix, and so have those set aside.
+    names = [path.name for path in Path(directory).glob("[0-9]*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _read_arrays(
+    path: Path, record: Mapping[str, Any], abstract: Mapping[str, Any]
+) -> dict[str, Any]:
+    wanted = {key: ocp.PLACEHOLDER for key in record["arrays"]}
+    wanted |= {key: _placed(leaf) for key, leaf in abstract.items()}
+    loaded = _load(path, {"state": wanted})["state"]
+    arrays = {key: loaded[key] for key in abstract}
+    for key, digest in digests(arrays).items():
+        if digest != record["arrays"][key]["digest"]:
+            raise ValueError(f"`{key}` is not what was saved (its digest differs)")
+    return arrays
+
+
+def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    layout = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
+    if isinstance(layout, NamedSharding) and isinstance(layout.mesh, AbstractMesh):
+        layout = NamedSharding(jax.sharding.get_mesh(), layout.spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+
+def _difference(
+    record: Mapping[str, Any],
+    abstract: Mapping[str, Any],
+    model: Mapping[str, Any] | None,
+) -> str | None:
+    """Says in what a checkpoint differs from what is to be read; None if in nothing."""
+    if model is not None and record["model"] is not None:
+        for name in sorted({*model, *record["model"]} - {*_NOT_IDENTITY}):
+            there, here = record["model"].get(name), model.get(name)
+            if here != there:
+                return f"has model.{name}={there}; this run has {here}. {_ADVICE}"
+    for path, leaf in abstract.items():
+        stored = record["arrays"].get(path)
+        if stored is None:
+            return f"has no `{path}`. {_ADVICE}"
+        there = _type(stored["dtype"], stored["shape"])
+        here = _type(leaf.dtype, leaf.shape)
+        if here != there:
+            return f"has `{path}` as {there}; this run has {here}. {_ADVICE}"
+    return None
+
+
+def _describe(arrays: Mapping[str, Any], digest: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        path: {"dtype": x.dtype.name, "shape": list(x.shape), "digest": digest[path]}
+        for path, x in arrays.items()
+    }
+
+
+def _type(dtype: Any, shape: Any) -> str:
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def _settings(model: ModelConfig) -> dict[str, Any]:
+    """Returns a model's settings by dotted name, as JSON keeps them."""
+    flat = {}
+    for name, value in dataclasses.asdict(model).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": item for key, item in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _seal(record: dict[str, Any]) -> dict[str, Any]:
+    # What JSON makes of the record, such as lists of tuples, is what will be read back.
+    record = json.loads(json.dumps(record))
+    return {"sha256": _sha256(record), "record": record}
+
+
+def _unseal(sealed: dict[str, Any]) -> dict[str, Any]:
+    if sealed["sha256"] != _sha256(sealed["record"]):
+        raise ValueError("its record is not what was saved (its digest differs)")
+    return sealed["record"]
+
+
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _context() -> ocp.Context:
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="record")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    with _context(), _quiet():
+        try:
+            return ocp.load_checkpointables(str(path), abstract)
+        except Exception as error:
+            # Orbax reports an unreadable chunk with the bare class, which nothing else
+            # here raises.
+            if type(error) is not Exception:
+                raise
+            raise ValueError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences Orbax's own stack traces: what is wrong is said once, in one line."""
+    loggers = [absl_logging.get_absl_logger(), logging.getLogger("asyncio")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _probe(directory: Path, *, num_bytes: int) -> None:
+    """Checks that the folder takes a file and has room.
+
+    Orbax 0.12.8 waits many minutes for a folder that it could not create.
+
+    Raises:
+      StorageError: naming the folder and what is wrong with it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+        num_free = shutil.disk_usage(directory).free
+    except OSError as error:
+        raise StorageError(
+            f"{directory}: cannot be written to ({error.strerror}). Make room or "
+            "choose another workdir, then run the same command again."
+        ) from error
+    if num_free < num_bytes:
+        raise StorageError(
+            f"{directory}: a checkpoint takes {num_bytes / 1e6:,.0f} MB and the disk "
+            f"has {num_free / 1e6:,.0f} MB left. Make room, then run the same command "
+            "again."
+        )
