@@ -8,8 +8,8 @@
 The first `group_sizes[0]` rows belong to group 0, the next `group_sizes[1]` to group 1,
 and so on. Rows beyond the sum of the sizes belong to nobody: their outputs and their
 gradients are 0, and what they hold, NaN included, reaches nothing. The gradients of
-each of the three are the other two, so reverse mode works to any order. Letters: R rows,
-E groups (experts), D and F widths.
+each are the other two, so reverse mode works to any order. Letters: R rows, E groups
+(experts), D and F widths.
 
 Inside `jax.shard_map` each device multiplies its own rows by its own matrices.
 """
