@@ -5,9 +5,9 @@
 
 64 experts, 12,288 rows (2,048 tokens, 6 experts each), K 256, N 352, group sizes from a
 multinomial. The peers: one matrix for all rows, which is what a perfect grouped matmul
-would cost, and `jax.lax.ragged_dot`. Calls are interleaved, so that a slow moment of the
-machine hits all alike, and medians are compared. Forward is the product; with gradients
-it is the product and both gradients.
+would cost, and `jax.lax.ragged_dot`. Calls are interleaved, so that a slow moment of
+the machine hits all alike, and medians are compared. Forward is the product; with
+gradients it is the product and both gradients.
 """
 
 import argparse
