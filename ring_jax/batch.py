@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one type that data hands to training: packed rows of tokens with their meaning."""
+"""The one type that data hands to training: packed rows of tokens."""
 
 import dataclasses
 
@@ -11,14 +11,14 @@ import jax
 class Batch:
     """Packed rows; every array is [B, T] and speaks of the token at its own position.
 
-    The shift from token to next token happens in `objectives`, so that a weight or a class
-    always means "this token", never "the token before it".
+    The shift from token to next token happens in `objectives`, so that a weight or a
+    class always means "this token", never "the token before it".
     """
 
     ids_BT: jax.Array
     """i32, token ids."""
     segments_BT: jax.Array
-    """i32, 1, 2, ... for the documents of a row, 0 for padding. Attention stays inside."""
+    """i32, 1, 2, ... for the documents of a row, 0 for padding."""
     positions_BT: jax.Array
     """i32, position inside the document."""
     classes_BT: jax.Array

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schema of a run: every setting, its default, its unit and its checks.
 
-Files in `configs/` return a `ConfigDict` made by `to_config_dict`; the command line edits
-that tree; `from_config_dict` turns it back into these frozen dataclasses, strictly. So a
-default exists once, and files and command line are checked by the same code.
+Files in `configs/` return a `ConfigDict` made by `to_config_dict`; the command line
+edits that tree; `from_config_dict` turns it back into these frozen dataclasses,
+strictly. So a default exists once, and files and command line are checked by the same
+code.
 """
 
 import dataclasses
@@ -23,12 +24,12 @@ TOKEN_CLASSES = ("padding", "prompt", "think", "answer", "tool", "stop")
 
 
 class ConfigError(ValueError):
-    """A user's mistake in a setting or an input: one line that names values and remedy."""
+    """A user's mistake: one line that names the setting, its value and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class YarnConfig:
-    """Context extension by YaRN (arXiv:2309.00071), in Hugging Face's parametrisation."""
+    """Context extension by YaRN (arXiv:2309.00071), parametrised as on the Hub."""
 
     factor: float = 4.0
     original_max_positions: int = 32768
@@ -45,7 +46,7 @@ class YarnConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class MoeConfig:
-    """Routed feed-forward layers with ungated shared experts (arXiv:2503.05139, 2.1)."""
+    """Routed layers with ungated shared experts (arXiv:2503.05139, 2.1)."""
 
     num_experts: int = 64
     num_experts_per_token: int = 6
@@ -61,7 +62,7 @@ class MoeConfig:
     def __post_init__(self):
         if not 1 <= self.num_experts_per_token <= self.num_experts:
             raise ConfigError(
-                f"num_experts_per_token={self.num_experts_per_token} must be between 1 and "
+                f"num_experts_per_token={self.num_experts_per_token} must be from 1 to "
                 f"num_experts={self.num_experts}; a token cannot visit an expert twice."
             )
 
@@ -112,7 +113,8 @@ class ModelConfig:
         for name in ("eos_id", "pad_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ConfigError(
-                    f"{name}={getattr(self, name)} is outside vocab_size={self.vocab_size}."
+                    f"{name}={getattr(self, name)} is not an id below "
+                    f"vocab_size={self.vocab_size}."
                 )
 
 
@@ -128,13 +130,13 @@ class MeshConfig:
         sizes = dataclasses.astuple(self)
         if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
             raise ConfigError(
-                f"mesh sizes {dataclasses.asdict(self)} must be positive; at most one is -1."
+                f"sizes {dataclasses.asdict(self)} must be positive; one can be -1."
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig:
-    """Where the tokenizer comes from: a `tokenizer.json`, or trained on the run's text."""
+    """Where the tokenizer comes from: a file, or training on the run's own text."""
 
     path: str | None = None
     """A `tokenizer.json` or a folder that holds one; None trains one on the spot."""
@@ -152,7 +154,7 @@ class SourceConfig:
     num_rows: int = 1000
     """Training rows to read or generate; a reader with fewer gives what it has."""
     num_heldout: int = 64
-    """Held-out rows, disjoint from the training rows; 0 keeps the source out of panels."""
+    """Held-out rows, disjoint from training rows; 0 keeps it out of panels."""
     task: str = ""
     """For generated sources: the task's name, such as `chain_sum`."""
     level: Literal["", "easy", "medium", "hard"] = ""
@@ -167,7 +169,7 @@ class DataConfig:
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
     template: Literal["ling", "ring"] = "ring"
-    """`ring` puts reasoning between <think> and </think>; `ling` renders answers only."""
+    """`ring` puts reasoning between <think> and </think>; `ling` drops it."""
     class_weights: Mapping[str, float] = dataclasses.field(
         default_factory=lambda: {
             "prompt": 0.0,
@@ -185,7 +187,9 @@ class DataConfig:
         classes = TOKEN_CLASSES[1:]
         if unknown := sorted(set(self.class_weights) - set(classes)):
             raise ConfigError(f"class_weights has {unknown}; classes are {classes}.")
-        if bad := {k: w for k, w in self.class_weights.items() if not 0 <= w < math.inf}:
+        if bad := {
+            k: w for k, w in self.class_weights.items() if not 0 <= w < math.inf
+        }:
             raise ConfigError(f"class_weights {bad} must be finite and at least 0.")
 
 
@@ -329,8 +333,8 @@ def _to_editable(value: Any, hint: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_config_dict(value)
     if isinstance(value, Mapping):
-        # Open mappings (sources, stages, mixtures) take new keys; their values are checked
-        # when the tree is turned back.
+        # Open mappings (sources, stages, mixtures) take new keys; their values are
+        # checked when the tree is turned back.
         tree = ml_collections.ConfigDict(sort_keys=False)
         for key, item in value.items():
             tree[key] = _to_editable(item, type(item))
@@ -342,7 +346,9 @@ def _to_editable(value: Any, hint: Any) -> Any:
     return value
 
 
-def from_config_dict[T](cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
+def from_config_dict[T](
+    cls: type[T], tree: Mapping[str, Any], path: str = "config"
+) -> T:
     """Builds the dataclass `cls`, rejecting keys and types that it does not declare.
 
     Raises:
@@ -353,8 +359,12 @@ def from_config_dict[T](cls: type[T], tree: Mapping[str, Any], path: str = "conf
     for key in tree:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
-            advice = f"Did you mean `{near[0]}`?" if near else f"It has {sorted(hints)}."
-            raise ConfigError(f"{path}.{key}: {cls.__name__} has no such field. {advice}")
+            advice = (
+                f"Did you mean `{near[0]}`?" if near else f"It has {sorted(hints)}."
+            )
+            raise ConfigError(
+                f"{path}.{key}: {cls.__name__} has no such field. {advice}"
+            )
         kwargs[key] = _convert(tree[key], hints[key], f"{path}.{key}")
     try:
         return cls(**kwargs)
@@ -369,12 +379,15 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise ConfigError(f"{path}={value!r} must be one of {typing.get_args(hint)}.")
+            raise ConfigError(
+                f"{path}={value!r} must be one of {typing.get_args(hint)}."
+            )
         return value
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping | ml_collections.ConfigDict):
             raise ConfigError(f"{path}={value!r} must be a section of settings.")
-        return from_config_dict(typing.cast(type, hint), value, path)
+        section = typing.cast(Mapping[str, Any], value)
+        return from_config_dict(typing.cast(type, hint), section, path)
     if origin is Mapping:
         if not isinstance(value, Mapping | ml_collections.ConfigDict):
             raise ConfigError(f"{path}={value!r} must map names to values.")

@@ -7,7 +7,8 @@ array's type, and a program whose layouts are ambiguous does not compile.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +25,19 @@ WEIGHT_RULES = {"D": "fsdp", "E": EXPERT_AXIS}
 ACTIVATION_RULES = {"B": MESH_AXES, "M": MESH_AXES}
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh of a run; an axis of -1 takes the devices that the others leave.
 
     Raises:
       ConfigError: when the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.devices() if devices is None else list(devices)
     sizes = dataclasses.asdict(config)
     fixed = math.prod(size for size in sizes.values() if size != -1)
     product = " * ".join(f"{axis}={size}" for axis, size in sizes.items())
     if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
         raise ConfigError(
-            f"config.mesh: {product} does not fit {len(devices)} devices. Make the sizes "
+            f"config.mesh: {product} does not fit {len(devices)} devices. Make them "
             "multiply to the device count, or set one of them to -1."
         )
     shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
@@ -79,8 +80,8 @@ def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """Contracts an activation with a parameter in the activation's dtype.
 
     The equation's letters give the result's layout. The weight is gathered first (fully
-    sharded data parallelism: weights move, activations stay), after the cast, so that the
-    wire carries the compute dtype.
+    sharded data parallelism: weights move, activations stay), after the cast, so that
+    the wire carries the compute dtype.
     """
     _, dims = equation.split("->")
     gathered = replicated(w.astype(x.dtype))
@@ -95,10 +96,10 @@ def per_device[**Args, T](
 
 
 def gather_block(w: jax.Array, dims: str, *, keep: str = "") -> jax.Array:
-    """Inside `per_device`: gathers a weight's sharded dimensions, except those in `keep`.
+    """Inside `per_device`: gathers a weight's sharded dimensions but those in `keep`.
 
-    The result is marked as varying over every mesh axis, so that its gradient, which does
-    vary, is summed over the devices when it leaves.
+    The result is marked as varying over every mesh axis, so that its gradient, which
+    does vary, is summed over the devices when it leaves.
     """
     for position, dim in enumerate(dims):
         axis = WEIGHT_RULES.get(dim)

@@ -14,7 +14,7 @@ from ring_jax.model.rope import rotate
 from ring_jax.sharding import einsum
 
 MASKED = -1e30
-"""Score of a key that a query may not see; finite, so that an all-masked row is not NaN."""
+"""Score of an unseen key; finite, so that a row that sees nothing is not NaN."""
 
 
 @jax.tree_util.register_dataclass
@@ -23,7 +23,7 @@ class Rows:
     """What attention must know of the tokens at hand, shared by all layers."""
 
     segments_BT: jax.Array
-    """i32, documents of a packed row; 0 is padding. Attention stays inside a document."""
+    """i32, documents of a packed row; 0 is padding."""
     cos_BTh: jax.Array
     sin_BTh: jax.Array
 

@@ -13,7 +13,7 @@ from ring_jax.model.transformer import Transformer, init_transformer
 
 @dataclasses.dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of a model; `activated` counts those that one token multiplies with."""
+    """Parameters of a model; `activated` counts those that one token uses."""
 
     total: int
     activated: int
@@ -29,6 +29,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     """Counts from the model's own shapes; embedding and head count as activated."""
     model = abstract_transformer(config)
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+    assert model.moe_layers.moe is not None
     experts = (model.moe_layers.moe.gate_up_ED2F, model.moe_layers.moe.down_EFD)
     routed = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experts))
     moe = config.moe

@@ -25,7 +25,8 @@ def uniform(
 
 def filled(dims: str, shape: tuple[int, ...], value: float) -> nnx.Param:
     """Creates a constant float32 parameter, laid out by its letters."""
-    return nnx.Param(jnp.full(shape, value, out_sharding=sharding.weight(dims)))
+    layout = sharding.weight(dims)
+    return nnx.Param(jnp.full(shape, value, jnp.float32, out_sharding=layout))
 
 
 def rms_norm(x_BTD: jax.Array, weight_D: jax.Array, *, eps: float) -> jax.Array:
@@ -52,6 +53,7 @@ class GatedMlp(nnx.Module):
         self.down_FD = normal("FD", (F, D), std, rngs)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns down(silu(gate(x)) * up(x)); [B, T, D]."""
         # An equation has no digits: Z is the pair (gate, up).
         gate_up_BT2F = einsum("BTD,DZF->BTZF", x_BTD, self.gate_up_D2F[...])
         return einsum("BTF,FD->BTD", swiglu(gate_up_BT2F), self.down_FD[...])

@@ -44,9 +44,11 @@ class Moe(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, is_token_BT: jax.Array, noise: RoutingNoise | None
     ) -> tuple[jax.Array, RouterStats]:
+        """Returns routed plus shared experts' output, and the routing statistics."""
         B, T, D = x_BTD.shape
         x_MD, is_token_M = x_BTD.reshape(B * T, D), is_token_BT.reshape(B * T)
-        # The matmul runs in the activation's dtype as in the source, all after it in f32.
+        # The matmul runs in the activation's dtype as in the source, all after it in
+        # f32.
         logits_ME = einsum("MD,DE->ME", x_MD, self.router_DE[...]).astype(jnp.float32)
         if noise is not None:
             logits_ME = perturb(logits_ME, noise)
@@ -145,7 +147,8 @@ def _plan_dispatch(expert_ids_MA: jax.Array, *, num_experts: int) -> _Plan:
 def _dispatch(x_MD: jax.Array, plan: _Plan) -> jax.Array:
     """Copies each token's row to the sorted rows of its experts; [R, D].
 
-    The gradient gathers too (each token sums its A rows): a scatter-add would serialise.
+    The gradient gathers too (each token sums its A rows): a scatter-add would
+    serialise.
     """
     num_slots = plan.order_R.size // x_MD.shape[0]
     return x_MD[plan.order_R // num_slots]

@@ -27,17 +27,19 @@ def rotary_tables(
 def rotate(x_BTNH: jax.Array, cos_BTh: jax.Array, sin_BTh: jax.Array) -> jax.Array:
     """Rotates each pair (i, i + H/2) of a head by its angle.
 
-    The tables stay in float32 and the result is cast back: in bfloat16 tables, positions
-    beyond a few thousand lose their angle.
+    The tables stay in float32 and the result is cast back: in bfloat16 tables,
+    positions beyond a few thousand lose their angle.
     """
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos_BTh[:, :, None], sin_BTh[:, :, None]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    turned = jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], -1
+    )
     return turned.astype(x_BTNH.dtype)
 
 
 def inverse_frequencies(config: ModelConfig) -> np.ndarray:
-    """Returns theta**(-2j/H), blended towards position interpolation by YaRN; f64[H/2]."""
+    """Returns theta**(-2j/H), blended by YaRN where it is on; f64[H/2]."""
     H = config.head_dim
     plain = config.rope_theta ** (-np.arange(0, H, 2, dtype=np.float64) / H)
     if config.rope_scaling is None:

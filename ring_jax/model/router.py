@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which experts a token visits, with what weight, and what routing costs.
 
-Source: arXiv:2503.05139, section 2.1, and `modeling_bailing_moe.py` of inclusionAI/Ling:
-softmax over all experts in float32, then top-k, then renormalisation.
+Source: arXiv:2503.05139, section 2.1, and `modeling_bailing_moe.py` of
+inclusionAI/Ling: softmax over all experts in float32, then top-k, then renormalisation.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from ring_jax.config import MoeConfig
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RouterStats:
-    """What one layer's routing reports; over layers, every field gains an L in front."""
+    """What one layer's routing reports; stacked, every field has an L in front."""
 
     load_E: jax.Array
     """f32, share of the routed rows that each expert takes; sums to 1."""
@@ -90,8 +90,8 @@ def router_stats(
     """Measures load, balance loss and z-loss over the tokens that are not padding.
 
     Statistics are global: under a mesh they span all devices, and under gradient
-    accumulation one microbatch. The choice itself has no gradient; the balance loss acts
-    through the mean probabilities (arXiv:2101.03961, equations 4 to 6).
+    accumulation one microbatch. The choice itself has no gradient; the balance loss
+    acts through the mean probabilities (arXiv:2101.03961, equations 4 to 6).
     """
     E = logits_ME.shape[1]
     is_token = is_token_M.astype(jnp.float32)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from ring_jax import sharding
 from ring_jax.config import ModelConfig
@@ -42,6 +43,7 @@ class Layer(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, rows: Rows, noise: RoutingNoise | None
     ) -> tuple[jax.Array, RouterStats | None]:
+        """Returns the new residual stream and, of a routed layer, its statistics."""
         with jax.named_scope("attention"):
             normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
             x_BTD += self.attention(normed, rows)
@@ -59,9 +61,10 @@ class Layer(nnx.Module):
         self, x_BTD: jax.Array, rows: Rows, noise: RoutingNoise | None
     ) -> tuple[jax.Array, RouterStats | None]:
         normed = rms_norm(x_BTD, self.mlp_norm_D[...], eps=self.eps)
-        if self.moe is None:
+        if self.mlp is not None:
             with jax.named_scope("mlp"):
                 return x_BTD + self.mlp(normed), None
+        assert self.moe is not None
         with jax.named_scope("moe"):
             out_BTD, stats = self.moe(normed, rows.segments_BT > 0, noise)
             return x_BTD + out_BTD, stats
@@ -104,7 +107,7 @@ class Transformer(nnx.Module):
         *,
         segments_BT: jax.Array,
         positions_BT: jax.Array,
-        dtype: jnp.dtype | type = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         remat: Remat = "none",
         noise: RoutingNoise | None = None,
     ) -> tuple[jax.Array, RouterStats]:
@@ -139,13 +142,18 @@ class Transformer(nnx.Module):
         return self._final_norm(x_BTD), stats
 
     def decode(
-        self, ids_BT: jax.Array, cache: Cache, *, segments_BT: jax.Array,
-        positions_BT: jax.Array, dtype: jnp.dtype | type = jnp.float32,
+        self,
+        ids_BT: jax.Array,
+        cache: Cache,
+        *,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        dtype: DTypeLike = jnp.float32,
     ) -> tuple[jax.Array, Cache]:
         """Runs T more tokens per row after those in the cache.
 
-        All rows advance together: prompts are padded on the left (segment 0), so that one
-        slot number serves the whole batch.
+        All rows advance together: prompts are padded on the left (segment 0), so that
+        one slot number serves the whole batch.
 
         Returns:
           The normed hidden states [B, T, D], and the cache with the tokens in it.
@@ -164,13 +172,15 @@ class Transformer(nnx.Module):
 
         x_BTD, dense = self._embed(ids_BT, dtype), None
         if self.dense_layers is not None:
-            x_BTD, dense = jax.lax.scan(run, x_BTD, (self.dense_layers, cache.dense_layers))
+            x_BTD, dense = jax.lax.scan(
+                run, x_BTD, (self.dense_layers, cache.dense_layers)
+            )
         x_BTD, moe = jax.lax.scan(run, x_BTD, (self.moe_layers, cache.moe_layers))
         next_slot = first_slot + ids_BT.shape[1]
         return self._final_norm(x_BTD), Cache(dense, moe, segments_BS, next_slot)
 
     def empty_cache(
-        self, batch_size: int, num_slots: int, *, dtype: jnp.dtype | type = jnp.float32
+        self, batch_size: int, num_slots: int, *, dtype: DTypeLike = jnp.float32
     ) -> Cache:
         """Returns a cache for `num_slots` tokens per row, laid out like activations."""
         config, dims = self.config, "LBSKH"
@@ -213,14 +223,14 @@ class Transformer(nnx.Module):
         return 1.0 / (norm_D + NORM_HEAD_EPS)
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Returns f32[B, T, V]; for decoding and tests, where few tokens are at hand."""
+        """Returns f32[B, T, V]; for decoding and tests, where tokens are few."""
         scaled_BTD = hidden_BTD.astype(jnp.float32) * self.head_scale()[None, None]
         scaled_BTD = scaled_BTD.astype(hidden_BTD.dtype)
         return sharding.einsum("BTD,DV->BTV", scaled_BTD, self.head_weight()).astype(
             jnp.float32
         )
 
-    def _embed(self, ids_BT: jax.Array, dtype: jnp.dtype | type) -> jax.Array:
+    def _embed(self, ids_BT: jax.Array, dtype: DTypeLike) -> jax.Array:
         embed_VD = sharding.replicated(self.embed_VD[...].astype(dtype))
         return embed_VD.at[ids_BT].get(out_sharding=sharding.activation("BTD"))
 

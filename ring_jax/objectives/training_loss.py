@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one training step minimises, and what it reports."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ring_jax import sharding
+from ring_jax.batch import Batch
+from ring_jax.config import TOKEN_CLASSES, LossConfig, TrainConfig
+from ring_jax.model.router import RouterStats, RoutingNoise
+from ring_jax.model.transformer import Transformer
+from ring_jax.objectives.cross_entropy import linear_cross_entropy
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossStats:
+    """What a batch, or a part of it, reports; parts add up field by field."""
+
+    cross_entropy: jax.Array
+    """f32[], this part's share of the weighted mean over the whole batch."""
+    source_sums: jax.Array
+    """f32[2, num_sources]: weighted cross-entropy and weight of each source."""
+    class_sums: jax.Array
+    """f32[2, num_classes]: the same of each token class."""
+    num_trained_tokens: jax.Array
+    """i32[], targets with a weight above 0."""
+    router: RouterStats
+    """This part's share of the mean over parts; every field has a leading L."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """What each position must predict: the next token of its own document."""
+
+    ids_BT: jax.Array
+    weights_BT: jax.Array
+    classes_BT: jax.Array
+    sources_BT: jax.Array
+
+
+def next_tokens(batch: Batch) -> Targets:
+    """Shifts a batch from "this token" to "the token to predict"."""
+    is_same_BT = _next(batch.segments_BT) == batch.segments_BT
+    is_trained_BT = is_same_BT & (batch.segments_BT > 0)
+    return Targets(
+        ids_BT=_next(batch.ids_BT),
+        weights_BT=jnp.where(is_trained_BT, _next(batch.weights_BT), 0.0),
+        classes_BT=_next(batch.classes_BT),
+        sources_BT=batch.sources_BT,
+    )
+
+
+def training_loss(
+    model: Transformer,
+    batch: Batch,
+    *,
+    config: TrainConfig,
+    num_sources: int,
+    total_weight: jax.Array,
+    share: float,
+    noise: RoutingNoise | None,
+) -> tuple[jax.Array, LossStats]:
+    """Computes a (micro)batch's share of the loss of the whole batch.
+
+    Cross-entropy and z-loss are sums divided by the weight of the *whole* batch, so
+    that gradient accumulation gives the gradient of the whole batch however tokens fall
+    into its parts. Router losses are means over the parts (a routing statistic of one
+    part at a time, as in expert-parallel training).
+
+    Args:
+      model: the parameters, float32.
+      batch: the part.
+      config: dtype, remat and loss coefficients.
+      num_sources: number of sources in the run.
+      total_weight: f32[], sum of the target weights of the whole batch.
+      share: 1 / number of parts.
+      noise: routing warm-up, or None.
+
+    Returns:
+      The part's share of the total loss, and its statistics.
+    """
+    targets = next_tokens(batch)
+    dtype = jnp.dtype(config.compute_dtype)
+    hidden_BTD, router = model(
+        batch.ids_BT,
+        segments_BT=batch.segments_BT,
+        positions_BT=batch.positions_BT,
+        dtype=dtype,
+        remat=config.remat,
+        noise=noise,
+    )
+    scaled_BTD = hidden_BTD.astype(jnp.float32) * model.head_scale()[None, None]
+    weights_M = targets.weights_BT.reshape(-1)
+    with jax.named_scope("cross_entropy"):
+        loss_sum, ce_M = linear_cross_entropy(
+            scaled_BTD.astype(dtype).reshape(-1, scaled_BTD.shape[-1]),
+            model.head_weight(),
+            targets.ids_BT.reshape(-1),
+            weights_M,
+            z_loss_coef=config.loss.z_loss_coef,
+            chunk_tokens=config.loss.head_chunk_tokens,
+        )
+    loss = loss_sum / total_weight + share * router_loss(router, config.loss)
+    weighted_M = ce_M * weights_M
+    stats = LossStats(
+        cross_entropy=jnp.sum(weighted_M) / total_weight,
+        source_sums=_sums_by(targets.sources_BT, weighted_M, weights_M, num_sources),
+        class_sums=_sums_by(
+            targets.classes_BT, weighted_M, weights_M, len(TOKEN_CLASSES)
+        ),
+        num_trained_tokens=jnp.sum(weights_M > 0, dtype=jnp.int32),
+        router=jax.tree.map(lambda x: share * x, router),
+    )
+    return loss, stats
+
+
+def router_loss(router: RouterStats, config: LossConfig) -> jax.Array:
+    """Returns balance and z-loss of the router, means over layers, weighted; f32[]."""
+    balance = config.balance_coef * jnp.mean(router.balance_loss)
+    return balance + config.router_z_coef * jnp.mean(router.z_loss)
+
+
+def _next(x_BT: jax.Array) -> jax.Array:
+    """Returns each position's right neighbour; the last position gets 0."""
+    last_B1 = jnp.zeros_like(x_BT[:, :1])
+    return jnp.concatenate([x_BT[:, 1:], last_B1], axis=1)
+
+
+def _sums_by(
+    group_BT: jax.Array, weighted_M: jax.Array, weights_M: jax.Array, num_groups: int
+) -> jax.Array:
+    is_group_MK = group_BT.reshape(-1)[:, None] == jnp.arange(num_groups)[None]
+    values_2M = jnp.stack([weighted_M, weights_M])
+    return jnp.einsum(
+        "ZM,MK->ZK",
+        values_2M,
+        is_group_MK.astype(jnp.float32),
+        out_sharding=sharding.activation("ZK"),
+    )
