@@ -5,7 +5,9 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,29 +20,30 @@ from ring_jax.cli import status
 from ring_jax.cli.settings import load_run_config
 from ring_jax.config import ModelConfig
 from ring_jax.model.flops import abstract_transformer, count_parameters
+from ring_jax.report import domain_averages
+from ring_jax.report.run_folder import RunFolder, read_run_folder
 
-SUMMARY = "prints settings, parameters, a run folder's state, or rendered rows"
+SUMMARY = "prints settings and parameters of a config, or the state of a run folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the operands of `ring inspect`."""
-    parser.add_argument(
-        "--data",
-        type=int,
-        metavar="ROWS",
-        help="print this many rows of each source, coloured by token class",
-    )
+    """Adds nothing: `--config` and `--workdir` say what is looked at."""
+    del parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what the flags point at."""
+    """Prints settings and parameters, or with `--workdir` alone what a run has done."""
     config = load_run_config(args)
     console = rich.console.Console()
-    console.print(_settings(dataclasses.asdict(config)))
+    summary: dict[str, Any] = {}
+    if args.config is not None:
+        console.print(_settings(dataclasses.asdict(config)))
+    else:
+        summary = _print_run(args.workdir, console)
     console.print(_parameters(config.model))
     if args.json:
         count = dataclasses.asdict(count_parameters(config.model))
-        print(json.dumps({"status": status.DONE, "parameters": count}))
+        print(json.dumps({"status": status.DONE, "parameters": count, **summary}))
     return status.DONE
 
 
@@ -51,7 +54,7 @@ def _settings(tree: Mapping[str, Any]) -> rich.table.Table:
     return table
 
 
-def _leaves(tree: Any, path: str):
+def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
             yield from _leaves(value, f"{path}.{key}")
@@ -61,8 +64,7 @@ def _leaves(tree: Any, path: str):
 
 def _parameters(config: ModelConfig) -> rich.table.Table:
     table = _table("parameter", "shape", "count")
-    leaves = jax.tree_util.tree_leaves_with_path(abstract_transformer(config))
-    for path, leaf in leaves:
+    for path, leaf in jax.tree.leaves_with_path(abstract_transformer(config)):
         # The last key is nnx.Param's own field.
         name = jax.tree_util.keystr(path[:-1], simple=True, separator=".")
         shape = "x".join(str(size) for size in leaf.shape)
@@ -74,9 +76,73 @@ def _parameters(config: ModelConfig) -> rich.table.Table:
     return table
 
 
+def _print_run(workdir: pathlib.Path, console: rich.console.Console) -> dict[str, Any]:
+    """Prints a run's last record, checkpoints and panels; returns them for scripts."""
+    folder = read_run_folder(workdir)
+    last = dict(folder.steps[-1]) if folder.steps else {}
+    checkpoints = _checkpoints(workdir)
+    console.print(_last_step(last))
+    console.print(_table_of_checkpoints(checkpoints))
+    if folder.panels:
+        console.print(_panels(folder))
+    return {"last": last, "checkpoints": [step for step, _ in checkpoints]}
+
+
+def _last_step(last: Mapping[str, Any]) -> rich.table.Table:
+    table = _table("newest record", "value")
+    for key, value in last.items():
+        table.add_row(key, f"{value:,.6g}" if isinstance(value, float) else str(value))
+    if not last:
+        table.add_row("", "no step is logged yet")
+    return table
+
+
+def _checkpoints(workdir: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    folder = workdir / "checkpoints"
+    paths = [path for path in folder.glob("*") if path.name.isdigit()]
+    return sorted((int(path.name), path) for path in paths)
+
+
+def _table_of_checkpoints(
+    checkpoints: list[tuple[int, pathlib.Path]],
+) -> rich.table.Table:
+    table = _table("checkpoint at step", "megabytes", "written")
+    for step, path in checkpoints:
+        files = [file for file in path.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files) / 1e6
+        written = time.localtime(path.stat().st_mtime)
+        table.add_row(
+            str(step), f"{size:,.1f}", time.strftime("%Y-%m-%d %H:%M:%S", written)
+        )
+    if not checkpoints:
+        table.add_row("none", "", "")
+    return table
+
+
+def _panels(folder: RunFolder) -> rich.table.Table:
+    """Lays out accuracy, free-running on held-out items, by domain and stage."""
+    averages = {
+        stage: domain_averages(panel["rows"]) for stage, panel in folder.panels.items()
+    }
+    table = _table("accuracy by domain", *averages)
+    domains = dict.fromkeys(
+        domain for average in averages.values() for domain in average
+    )
+    for domain in domains:
+        cells = [average.get(domain) for average in averages.values()]
+        table.add_row(
+            domain,
+            *(
+                f"{cell.accuracy:.3f}" if cell and cell.accuracy is not None else ""
+                for cell in cells
+            ),
+        )
+    return table
+
+
 def _table(*headers: str) -> rich.table.Table:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for header in headers:
-        justify = "right" if header == "count" else "left"
+        justify = "right" if header in ("count", "megabytes") else "left"
         table.add_column(header, justify=justify, overflow="fold")
     return table

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ring inspect` on configs and run folders."""
+
+import json
+
+from ring_jax.cli import status
+from ring_jax.cli.main import main
+from ring_jax.cli.settings import load_config_file
+from ring_jax.config import RunConfig, from_config_dict, to_json
+
+
+def test_parameters_add_up_to_the_total(tiny_config, capsys):
+    assert main(["inspect", f"--config={tiny_config}", "--json"]) == status.DONE
+    *lines, last = capsys.readouterr().out.splitlines()
+    after = next(i for i, line in enumerate(lines) if line.split()[:1] == ["parameter"])
+    rows = [line.split() for line in lines[after + 2 :] if line.strip()]
+    counts = {row[0]: int(row[-1].replace(",", "")) for row in rows}
+    total, activated = counts.pop("total"), counts.pop("activated")
+    assert sum(counts.values()) == total
+    # 2 of 4 experts of 2 layers do not see a token; each has 3 matrices of 16 x 8.
+    assert total - activated == 2 * 2 * 3 * 16 * 8
+    assert json.loads(last)["parameters"] == {"total": total, "activated": activated}
+
+
+def test_settings_are_shown_resolved(tiny_config, capsys):
+    words = [f"--config={tiny_config}", "--config.train.seq_len=64"]
+    assert main(["inspect", *words]) == status.DONE
+    shown = dict(
+        line.split(maxsplit=1)
+        for line in capsys.readouterr().out.splitlines()
+        if line.strip().startswith("config.")
+    )
+    assert shown["config.train.seq_len"].strip() == "64"
+    assert shown["config.stages.base.mixture.chat"].strip() == "1.0"
+
+
+def test_a_run_folder_shows_its_step_checkpoints_and_panels(
+    tiny_config, tmp_path, capsys
+):
+    config = from_config_dict(RunConfig, load_config_file(str(tiny_config)).to_dict())
+    (tmp_path / "config.json").write_text(to_json(config))
+    row = {"domain": "reasoning", "num_items": 3}
+    records = [
+        {"kind": "train", "stage": "base", "step": 20, "train/loss": 2.5, "time": 1.0},
+        {"kind": "panel", "stage": "base", "rows": [row | {"accuracy": 0.25}]},
+        {"kind": "panel", "stage": "sft", "rows": [row | {"accuracy": 0.75}]},
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    for step in ("9", "20"):
+        (tmp_path / "checkpoints" / step).mkdir(parents=True)
+        (tmp_path / "checkpoints" / step / "data").write_bytes(bytes(2_000_000))
+    assert main(["inspect", f"--workdir={tmp_path}", "--json"]) == status.DONE
+    out = capsys.readouterr().out
+    words = [line.split() for line in out.splitlines()]
+    assert ["train/loss", "2.5"] in words
+    assert [line[:2] for line in words if line[1:2] == ["2.0"]] == [
+        ["9", "2.0"],
+        ["20", "2.0"],
+    ]
+    assert ["reasoning", "0.250", "0.750"] in words
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["checkpoints"] == [9, 20]
+    assert summary["last"]["step"] == 20
+
+
+def test_a_folder_that_is_no_run_is_the_users_mistake(tmp_path, capsys):
+    assert main(["inspect", f"--workdir={tmp_path}"]) == status.MISTAKE
+    assert "config.json" in capsys.readouterr().err
