@@ -80,6 +80,21 @@ def test_a_suppressed_warning_has_a_reason_on_its_line(file):
             assert len(reason.strip(" #()")) > 5, f"line {number} gives no reason"
 
 
+def test_names_end_in_letters_of_the_notation():
+    notation = (REPOSITORY / "docs/notation.md").read_text(encoding="utf-8")
+    letters = set(re.findall(r"\| ([A-Z]) \|", notation))
+    assert {"B", "T", "V", "U"} <= letters
+    wrong = {
+        (label(file), name)
+        for file in OURS
+        for name in re.findall(
+            r"\b[a-z][a-z0-9_]*_[A-Z0-9]*[A-Z][A-Z0-9]*\b", file.read_text("utf-8")
+        )
+        if not set(name.rpartition("_")[2]) <= letters | set("0123456789")
+    }
+    assert not wrong
+
+
 def test_every_setting_is_read_by_the_program():
     read = {
         node.attr
