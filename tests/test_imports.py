@@ -52,8 +52,8 @@ def room_of(parts: tuple[str, ...]) -> str | None:
     """The room of ("ring_jax", "model", "moe"); None: not ours, or just a version."""
     if parts[0] in ("pallas_kernels", "configs", "benchmarks"):
         return parts[0]
-    if parts[0] == "ring_jax":
-        return None if parts[1].startswith("__") else parts[1]
+    if parts[0] == "ring_jax" and len(parts) > 1 and not parts[1].startswith("__"):
+        return parts[1]
     return None
 
 
