@@ -46,18 +46,22 @@ def test_no_handler_swallows_whatever_comes(file):
             caught = ast.unparse(node.type) if node.type else "everything"
             names = re.findall(r"\w+", caught)
             broad = {"everything", "Exception", "BaseException"} & set(names)
-            assert not broad, f"line {node.lineno} catches {caught}"
+            passes_on = any(
+                isinstance(inner, ast.Raise) and inner.exc is None
+                for inner in ast.walk(node)
+            )
+            assert not broad or passes_on, f"line {node.lineno} catches {caught}"
 
 
 @pytest.mark.parametrize("file", OURS, ids=label)
-def test_no_function_is_longer_than_sixty_lines(file):
-    long = {
-        node.name: node.end_lineno - node.lineno + 1
-        for node in nodes(file)
-        if isinstance(node, ast.FunctionDef)
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno >= 60
-    }
+def test_no_function_has_more_than_sixty_lines_below_its_docstring(file):
+    long = {}
+    for node in nodes(file):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1 if ast.get_docstring(node) else 0 :]
+            num_lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+            if num_lines > 60:
+                long[node.name] = num_lines
     assert not long
 
 
