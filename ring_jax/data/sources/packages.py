@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installed packages as data: version, licence and files, without importing them."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import pathlib
+
+from ring_jax.config import ConfigError
+
+EXTRA = "pip install 'ring-jax[data]'"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Package:
+    """Where rows come from, in the names of `Row`'s fields."""
+
+    package: str
+    """`name==version`."""
+    licence: str
+    """SPDX identifier, from reading the package's own licence file or metadata."""
+
+
+def installed(name: str, *, licence: str) -> Package:
+    """Looks up an installed distribution.
+
+    Raises:
+      ConfigError: it is absent; names the extra that brings it.
+    """
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(
+            f"data: the package {name} is missing; run {EXTRA}."
+        ) from None
+    return Package(f"{name}=={version}", licence)
+
+
+def data_folder(module: str, *parts: str) -> pathlib.Path:
+    """Finds a folder of files inside a top-level module, which is not imported.
+
+    Raises:
+      ConfigError: the module or the folder is absent.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"data: the module {module} is missing; run {EXTRA}.")
+    folder = pathlib.Path(spec.submodule_search_locations[0], *parts)
+    if not folder.is_dir():
+        raise ConfigError(f"data: {module} has no {'/'.join(parts)}; run {EXTRA}.")
+    return folder

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grading by the verifier that a row names, and the score of not reading questions."""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ring_jax.config import ConfigError
+from ring_jax.verify import constraints, match, reasoning, tool_call
+
+REASONING_PREFIX = "reasoning_gym/"
+VERIFIERS = {
+    "match": match.is_match,
+    "constraints": constraints.are_met,
+    "tool_call": tool_call.is_accepted,
+}
+"""Name -> function of reply, answer and metadata; beside `reasoning_gym/<task>`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome for one reply."""
+
+    is_correct: bool
+    extracted: str
+    """What was compared: the reply without white space around it."""
+
+
+def grade(
+    *, verifier: str, reply: str, answer: str, metadata: Mapping[str, Any]
+) -> Verdict:
+    """Grades the answer part of a reply; never raises because of what a reply says.
+
+    Args:
+      verifier: as in the row: `match`, `constraints`, `tool_call` or
+        `reasoning_gym/<task>`.
+      reply: the generated answer, without reasoning and end token.
+      answer: the gold answer of the row.
+      metadata: of the row; each verifier reads its own keys.
+
+    Raises:
+      ConfigError: there is no such verifier.
+    """
+    extracted = reply.strip()
+    if not extracted:
+        return Verdict(False, extracted)
+    if verifier.startswith(REASONING_PREFIX):
+        task = verifier.removeprefix(REASONING_PREFIX)
+        return Verdict(reasoning.is_solved(task, extracted, metadata), extracted)
+    if verifier not in VERIFIERS:
+        known = [*VERIFIERS, f"{REASONING_PREFIX}<task>"]
+        raise ConfigError(f"verifier={verifier!r} must be one of {known}.")
+    return Verdict(VERIFIERS[verifier](extracted, answer, metadata), extracted)
+
+
+def most_frequent_answer_score(answers: Sequence[str]) -> float:
+    """Computes the accuracy of always giving the most frequent gold answer, 0 to 1.
+
+    It is what a model reaches that knows the task's answers and ignores the question.
+    """
+    if not answers:
+        return 0.0
+    counts = collections.Counter(match.normalize(answer) for answer in answers)
+    return max(counts.values()) / len(answers)
