@@ -16,6 +16,9 @@ from ring_jax.sharding import einsum
 MASKED = -1e30
 """Score of an unseen key; finite, so that a row that sees nothing is not NaN."""
 
+MIN_BLOCK, MAX_BLOCKS = 128, 8
+"""Queries per block at least, and blocks at most: blocks are unrolled in the program."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +62,7 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, rows: Rows) -> jax.Array:
         """Attends among the tokens at hand: training and scoring."""
         query_BTNH, key_BTKH, value_BTKH = self._project(x_BTD, rows)
-        T = x_BTD.shape[1]
-        visible_BTS = _visible(rows.segments_BT, rows.segments_BT, first_slot=0)
-        assert visible_BTS.shape[1:] == (T, T)
-        mixed_BTNH = attend(query_BTNH, key_BTKH, value_BTKH, visible_BTS)
+        mixed_BTNH = _attend_causal(query_BTNH, key_BTKH, value_BTKH, rows.segments_BT)
         return self._output(mixed_BTNH)
 
     def decode(
@@ -113,6 +113,37 @@ class Attention(nnx.Module):
         return _add_bias(out_BTD, self.out_bias_D)
 
 
+def _attend_causal(
+    query_BTNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    segments_BT: jax.Array,
+) -> jax.Array:
+    """Attends by blocks of queries, each to the keys up to its own end.
+
+    Keys after a block are never multiplied (half of a causal square), and the backward
+    pass forms a block's scores again, so that memory is linear in T at a given number of
+    blocks.
+    """
+    T = query_BTNH.shape[1]
+    block = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
+    mixed = []
+    for start in range(0, T, block):
+        stop = min(start + block, T)
+        visible_BTS = _visible(
+            segments_BT[:, start:stop], segments_BT[:, :stop], first_slot=start
+        )
+        mixed.append(
+            jax.checkpoint(attend)(
+                query_BTNH[:, start:stop],
+                key_BTKH[:, :stop],
+                value_BTKH[:, :stop],
+                visible_BTS,
+            )
+        )
+    return jnp.concatenate(mixed, axis=1)
+
+
 def attend(
     query_BTNH: jax.Array,
     key_BSKH: jax.Array,
@@ -121,14 +152,28 @@ def attend(
 ) -> jax.Array:
     """Returns softmax(q k / sqrt(H)) v over the visible keys; [B, T, N, H]."""
     B, T, N, H = query_BTNH.shape
-    K = key_BSKH.shape[2]
-    query_BTKGH = query_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", query_BTKGH, key_BSKH)
-    scores_BKGTS = jnp.where(
-        visible_BTS[:, None, None], scores_BKGTS.astype(jnp.float32), MASKED
+    S, K = key_BSKH.shape[1:3]
+    G = N // K
+    # Heads move in front of positions while arrays are small; the [T, S] squares then
+    # need no transposition, which on CPU costs more than the products themselves.
+    query_BTKGH = (query_BTNH * H**-0.5).reshape(B, T, K, G, H)
+    query_BKQH = query_BTKGH.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    key_BKSH = key_BSKH.transpose(0, 2, 1, 3)
+    value_BKSH = value_BSKH.transpose(0, 2, 1, 3)
+    scores_BKQS = jnp.einsum(
+        "BKQH,BKSH->BKQS", query_BKQH, key_BKSH, preferred_element_type=jnp.float32
     )
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(query_BTNH.dtype)
-    mixed_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, value_BSKH)
+    scores_BKGTS = jnp.where(
+        visible_BTS[:, None, None], scores_BKQS.reshape(B, K, G, T, S), MASKED
+    )
+    peak_BKGT1 = jax.lax.stop_gradient(jnp.max(scores_BKGTS, axis=-1, keepdims=True))
+    raised_BKGTS = jnp.exp(scores_BKGTS - peak_BKGT1)
+    total_BKGT1 = jnp.sum(raised_BKGTS, axis=-1, keepdims=True)
+    raised_BKQS = raised_BKGTS.astype(query_BTNH.dtype).reshape(B, K, G * T, S)
+    mixed_BKQH = jnp.einsum("BKQS,BKSH->BKQH", raised_BKQS, value_BKSH)
+    # Dividing after the product touches H numbers a row instead of S.
+    mixed_BKGTH = mixed_BKQH.reshape(B, K, G, T, H) / total_BKGT1
+    mixed_BTKGH = mixed_BKGTH.astype(query_BTNH.dtype).transpose(0, 3, 1, 2, 4)
     return mixed_BTKGH.reshape(B, T, N, H)
 
 

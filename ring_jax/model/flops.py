@@ -21,7 +21,9 @@ class ParameterCount:
 
 def abstract_transformer(config: ModelConfig) -> Transformer:
     """Returns the model's shapes without allocating any of it."""
-    with jax.sharding.use_abstract_mesh(sharding.abstract_mesh(1, 1, 1)):
+    in_force = jax.sharding.get_abstract_mesh()
+    mesh = sharding.abstract_mesh(1, 1, 1) if in_force.empty else in_force
+    with jax.sharding.use_abstract_mesh(mesh):
         return jax.eval_shape(lambda: init_transformer(config, jax.random.key(0)))
 
 
