@@ -22,7 +22,8 @@ from ring_jax import sharding
 from ring_jax.cli import status
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.settings import load_run_config
-from ring_jax.config import ConfigError, RunConfig
+from ring_jax.config import ConfigError, RunConfig, SourceConfig
+from ring_jax.data import sources
 from ring_jax.data import tokenizer as tokenizers
 from ring_jax.model.flops import count_parameters
 
@@ -30,6 +31,10 @@ SUMMARY = "checks versions, devices, disk, config, tokenizer and data; names eac
 
 BYTES_WITHOUT_CONFIG = 10**9
 """What the laptop run takes, checkpoints, export and report together."""
+
+
+ROWS_PER_SOURCE = 8
+"""Read of each source; enough that one of eight being held out leaves some to train."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +128,8 @@ def _check_run(args: argparse.Namespace) -> Iterator[Check]:
     yield Check("config", f"{len(config.stages)} stages: {', '.join(config.stages)}")
     yield _check_mesh(config)
     yield _check_tokenizer(config)
+    for name, source in config.data.sources.items():
+        yield _check_source(name, source, config.seed)
 
 
 def _check_devices() -> Check:
@@ -187,6 +194,18 @@ def _check_tokenizer(config: RunConfig) -> Check:
         )
         return Check("tokenizer", found, fix)
     return Check("tokenizer", found)
+
+
+def _check_source(name: str, source: SourceConfig, seed: int) -> Check:
+    # A few rows show whether the package and the file are there and whole.
+    sample = dataclasses.replace(
+        source, num_rows=ROWS_PER_SOURCE, num_heldout=min(source.num_heldout, 1)
+    )
+    try:
+        row = sources.read(sample, name=name, seed=seed).train[0]
+    except ConfigError as error:
+        return Check(f"source {name}", source.kind, str(error))
+    return Check(f"source {name}", f"{source.kind} from {row.package} ({row.licence})")
 
 
 def _print(checks: list[Check]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A config file of a model that fits anywhere, for the verbs that need one."""
 
+import json
 import pathlib
 
 import pytest
@@ -24,7 +25,7 @@ def get_config():
         ),
         data=DataConfig(
             tokenizer=TokenizerConfig(vocab_size=300),
-            sources={"chat": SourceConfig(path="rows.jsonl")},
+            sources={"chat": SourceConfig(path="ROWS")},
         ),
         stages={"base": StageConfig(mixture={"chat": 1.0})},
     ))
@@ -33,6 +34,14 @@ def get_config():
 
 @pytest.fixture
 def tiny_config(tmp_path: pathlib.Path) -> pathlib.Path:
-    file = tmp_path / "tiny.py"
-    file.write_text(TINY)
-    return file
+    rows = tmp_path / "rows.jsonl"
+    with rows.open("w") as file:
+        for number in range(100):
+            turns = [
+                {"role": "user", "content": f"What follows {number}?"},
+                {"role": "assistant", "content": f"{number + 1}", "think": "One more."},
+            ]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    config = tmp_path / "tiny.py"
+    config.write_text(TINY.replace("ROWS", str(rows)))
+    return config
