@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import logging as absl_logging
-from jax.sharding import AbstractMesh, NamedSharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from ring_jax.checkpoint.digests import digests
-from ring_jax.checkpoint.tree import flatten, unflatten
+from ring_jax.checkpoint.tree import flatten, layout, unflatten
 from ring_jax.config import ConfigError, ModelConfig
 
 # Settings that do not change what a trained model computes.
@@ -259,20 +258,16 @@ def _read_arrays(
     path: Path, record: Mapping[str, Any], abstract: Mapping[str, Any]
 ) -> dict[str, Any]:
     wanted = {key: ocp.PLACEHOLDER for key in record["arrays"]}
-    wanted |= {key: _placed(leaf) for key, leaf in abstract.items()}
+    wanted |= {
+        key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout(leaf))
+        for key, leaf in abstract.items()
+    }
     loaded = _load(path, {"state": wanted})["state"]
     arrays = {key: loaded[key] for key in abstract}
     for key, digest in digests(arrays).items():
         if digest != record["arrays"][key]["digest"]:
             raise ValueError(f"`{key}` is not what was saved (its digest differs)")
     return arrays
-
-
-def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    layout = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
-    if isinstance(layout, NamedSharding) and isinstance(layout.mesh, AbstractMesh):
-        layout = NamedSharding(jax.sharding.get_mesh(), layout.spec)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
 
 def _difference(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, NamedSharding, Sharding, SingleDeviceSharding
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -27,5 +28,27 @@ def unflatten[T](template: T, flat: Mapping[str, Any]) -> T:
     )
 
 
+def place[T](template: T, flat: Mapping[str, Any]) -> T:
+    """Returns a tree like `template` of host arrays, each put where it belongs.
+
+    Args:
+      template: a tree with a `jax.ShapeDtypeStruct` or an array per leaf.
+      flat: host arrays by path.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    placed = [jax.device_put(flat[_path(keys)], layout(leaf)) for keys, leaf in leaves]
+    return jax.tree_util.tree_unflatten(structure, placed)
+
+
+def layout(leaf: Any) -> Sharding:
+    """Returns where a leaf goes; what names no devices goes to the mesh in force."""
+    sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
+        return NamedSharding(jax.sharding.get_mesh(), sharding.spec)
+    return sharding
+
+
 def _path(keys: tuple) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator=".")
+    # An nnx.Param is a node of its own, whose one leaf is its value.
+    path = jax.tree_util.keystr(keys, simple=True, separator=".")
+    return path.removesuffix(".value")
