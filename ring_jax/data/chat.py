@@ -116,6 +116,11 @@ def parse_reply(text: str) -> Reply:
     return Reply(think, answer.strip(), False)
 
 
+def texts(row: Row, *, template: str) -> list[str]:
+    """Lists the texts of a row as they are encoded, role names included."""
+    return [piece.text for piece in _pieces(row, template) if not piece.is_special]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Piece:
     """A stretch of one class: a special token, or text to encode."""

@@ -133,19 +133,17 @@ def _message_from_json(item: Any, where: str) -> Message:
     return Message(**{**item, "tool_calls": tuple(ToolCall(**call) for call in calls)})
 
 
+_TYPES = {"messages": tuple, "metadata": Mapping, "difficulty": int | float}
+
+
 def _check_types(row: Row) -> None:
-    for field in dataclasses.fields(Row):
-        value = getattr(row, field.name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        is_right = {
-            "messages": isinstance(value, tuple),
-            "metadata": isinstance(value, Mapping),
-            "difficulty": is_number,
-        }.get(field.name, isinstance(value, str))
-        if not is_right:
-            kind = type(value).__name__
+    for name in Row.__slots__:
+        value = getattr(row, name)
+        kind = _TYPES.get(name, str)
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise ConfigError(
-                f"row {row.id}: {field.name}={value!r} has the wrong type {kind}."
+                f"row {row.id}: {name}={value!r} has the wrong type "
+                f"{type(value).__name__}."
             )
 
 

@@ -79,9 +79,10 @@ def _library_files(seed: int) -> list[pathlib.Path]:
 
 
 def _docstrings(source: str) -> Iterator[str]:
-    for node in ast.walk(_parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | Definition):
-            yield from _paragraphs(ast.get_docstring(node) or "")
+    module = _parse(source)
+    yield from _paragraphs(ast.get_docstring(module) or "")
+    for node in _definitions(module):
+        yield from _paragraphs(ast.get_docstring(node) or "")
 
 
 def _paragraphs(text: str) -> Iterator[str]:
@@ -97,11 +98,22 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 def _functions(source: str) -> Iterator[str]:
     lines = source.splitlines()
-    for node in ast.walk(_parse(source)):
-        if isinstance(node, Definition):
+    for node in _definitions(_parse(source)):
+        if not isinstance(node, ast.ClassDef):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             code = lines[first - 1 : node.end_lineno]
             yield "\n".join(line[node.col_offset :] for line in code)
+
+
+def _definitions(
+    node: ast.Module | ast.ClassDef,
+) -> Iterator[ast.ClassDef | Definition]:
+    # Not ast.walk, which visits every expression: five times slower over the library.
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | Definition):
+            yield child
+        if isinstance(child, ast.ClassDef):
+            yield from _definitions(child)
 
 
 def _parse(source: str) -> ast.Module:

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches: nothing lost, nothing mixed up, resumed to the bit, refused when bad."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from ring_jax.batch import Batch
+from ring_jax.config import (
+    TOKEN_CLASSES,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from ring_jax.data import chat, packing, pipeline
+
+SOURCES = {
+    "sums": SourceConfig(
+        kind="reasoning_gym", task="chain_sum", level="easy", num_rows=150
+    ),
+    "orders": SourceConfig(kind="instructions", num_rows=90, num_heldout=20),
+    "prose": SourceConfig(kind="text", num_rows=40, num_heldout=5),
+}
+MIXTURE = {"sums": 2.0, "prose": 1.0, "orders": 1.0}
+FIELDS = [field.name for field in dataclasses.fields(Batch)]
+
+
+def run_config(*, mixture=None, train=None, stage=None, **data) -> RunConfig:
+    data = {
+        "sources": SOURCES,
+        "tokenizer": TokenizerConfig(vocab_size=400, num_training_rows=200),
+        **data,
+    }
+    return RunConfig(
+        model=ModelConfig(vocab_size=512, eos_id=1, pad_id=1),
+        data=DataConfig(**data),
+        train=TrainConfig(**{"global_batch_size": 4, "seq_len": 192, **(train or {})}),
+        stages={"base": StageConfig(mixture=mixture or MIXTURE, **(stage or {}))},
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> pipeline.PreparedData:
+    return pipeline.prepare(run_config(), tmp_path_factory.mktemp("run"))
+
+
+def take(batches, count: int) -> list[Batch]:
+    return [next(batches) for _ in range(count)]
+
+
+def assert_same(left: Batch, right: Batch) -> None:
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
+
+
+def documents(batch: Batch) -> list[tuple[int, tuple, tuple]]:
+    """Unpacks a batch: source, ids and classes of each document, checked on the way."""
+    found = []
+    for row in range(len(batch.ids_BT)):
+        segments_T = np.asarray(batch.segments_BT[row])
+        for segment in range(1, segments_T.max() + 1):
+            (places,) = np.nonzero(segments_T == segment)
+            assert (np.diff(places) == 1).all(), "a segment is one stretch"
+            here = np.index_exp[row, places]
+            positions = np.asarray(batch.positions_BT)[here]
+            np.testing.assert_array_equal(positions, np.arange(len(places)))
+            (source,) = set(np.asarray(batch.sources_BT)[here].tolist())
+            ids = tuple(np.asarray(batch.ids_BT)[here].tolist())
+            classes = tuple(np.asarray(batch.classes_BT)[here].tolist())
+            found.append((source, ids, classes))
+    return found
+
+
+def closing(config, prepared, stage="base"):
+    return contextlib.closing(pipeline.TrainBatches(config, prepared, stage=stage))
+
+
+def as_documents(rows, source: int) -> list[tuple[int, tuple, tuple]]:
+    return [(source, tuple(r.ids.tolist()), tuple(r.classes.tolist())) for r in rows]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_epoch_keeps_every_row_once(name, prepared):
+    with closing(run_config(mixture={name: 1.0}), prepared) as batches:
+        seen = [d for batch in take(batches, 60) for d in documents(batch)]
+        num_read = batches.get_state()["place"]["parent"]["next_index"]
+    rows = as_documents(prepared.rendered[name], prepared.source_index(name))
+    # Batches are built from consecutive rows: exactly those read are in them.
+    assert len(seen) == num_read > 2 * len(rows)
+    counts, per_epoch = collections.Counter(seen), collections.Counter(rows)
+    num_epochs = num_read // len(rows)
+    assert set(counts) == set(per_epoch)
+    for document, count in counts.items():
+        once = per_epoch[document]
+        assert num_epochs * once <= count <= (num_epochs + 1) * once
+
+
+def test_epochs_are_shuffled_differently(prepared):
+    with closing(run_config(mixture={"prose": 1.0}), prepared) as batches:
+        seen = [d for batch in take(batches, 60) for d in documents(batch)]
+    num_rows = len(prepared.rendered["prose"])
+    assert seen[:num_rows] != seen[num_rows : 2 * num_rows]
+
+
+def test_documents_of_a_batch_are_whole_rows_of_their_source(prepared):
+    known = {
+        (
+            prepared.source_index(name),
+            tuple(row.ids.tolist()),
+            tuple(row.classes.tolist()),
+        )
+        for name, rows in prepared.rendered.items()
+        for row in rows
+    }
+    with closing(run_config(), prepared) as batches:
+        seen = [d for batch in take(batches, 20) for d in documents(batch)]
+    assert set(seen) <= known
+    counts = collections.Counter(source for source, _, _ in seen)
+    shares = [counts[prepared.source_index(name)] / len(seen) for name in MIXTURE]
+    # 20 batches are some 300 rows; an open batch holds at most a few rows more or less.
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.02)
+
+
+def test_weights_follow_classes_and_never_the_id(prepared):
+    weights = {"prompt": 0.0, "think": 0.5, "answer": 1.0, "tool": 2.0, "stop": 3.0}
+    config = run_config(class_weights=weights)
+    with closing(config, prepared) as batches:
+        batch = next(batches)
+    table = np.asarray([0.0, *weights.values()])
+    is_document = np.asarray(batch.segments_BT) > 0
+    is_predicted = is_document & (np.asarray(batch.positions_BT) > 0)
+    expected = np.where(is_predicted, table[np.asarray(batch.classes_BT)], 0.0)
+    np.testing.assert_array_equal(batch.weights_BT, expected)
+    # The pad id is the end token's id: one is trained, the other is not.
+    is_end = np.asarray(batch.ids_BT) == config.model.eos_id
+    is_padding = ~is_document
+    assert (np.asarray(batch.ids_BT)[is_padding] == config.model.pad_id).all()
+    assert is_padding.any()
+    assert (np.asarray(batch.weights_BT)[is_end & is_document] == 3.0).all()
+    assert (np.asarray(batch.classes_BT)[is_padding] == 0).all()
+
+
+def test_prompts_are_trained_on_request(prepared):
+    config = run_config(stage={"train_prompts": True})
+    with closing(config, prepared) as batches:
+        batch = next(batches)
+    is_prompt = np.asarray(batch.classes_BT) == TOKEN_CLASSES.index("prompt")
+    is_first = np.asarray(batch.positions_BT) == 0
+    assert (np.asarray(batch.weights_BT)[is_prompt & ~is_first] == 1.0).all()
+    assert (np.asarray(batch.weights_BT)[is_first] == 0.0).all()
+
+
+@pytest.mark.parametrize("num_done", [0, 1, 5, 13])
+def test_resuming_continues_to_the_bit(num_done, prepared):
+    with closing(run_config(), prepared) as batches:
+        take(batches, num_done)
+        # The state goes through JSON, as it does through a checkpoint.
+        state = json.loads(json.dumps(batches.get_state()))
+        expected = take(batches, 7)
+    with closing(run_config(), prepared) as again:
+        take(again, 2)
+        again.set_state(state)
+        assert again.get_state() == state
+        for left, right in zip(take(again, 7), expected, strict=True):
+            assert_same(left, right)
+
+
+def test_state_does_not_run_ahead_with_the_prefetch(prepared):
+    with closing(run_config(), prepared) as batches:
+        states = [batches.get_state()]
+        for _ in range(4):
+            next(batches)
+            states.append(batches.get_state())
+        expected = next(batches)
+    with closing(run_config(), prepared) as again:
+        again.set_state(states[4])
+        assert_same(next(again), expected)
+    assert len({json.dumps(state) for state in states}) == 5
+
+
+def test_preparing_again_gives_the_same_batches(prepared, tmp_path):
+    again = pipeline.prepare(run_config(), tmp_path)
+    assert again.digest == prepared.digest
+    assert again.tokenizer.to_json() == prepared.tokenizer.to_json()
+    with closing(run_config(), prepared) as left, closing(run_config(), again) as right:
+        for one, other in zip(take(left, 3), take(right, 3), strict=True):
+            assert_same(one, other)
+
+
+def test_stages_walk_in_orders_of_their_own(prepared):
+    config = run_config()
+    stages = {"base": config.stages["base"], "again": config.stages["base"]}
+    config = dataclasses.replace(config, stages=stages)
+    with (
+        closing(config, prepared) as left,
+        closing(config, prepared, "again") as right,
+    ):
+        assert not np.array_equal(next(left).ids_BT, next(right).ids_BT)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"mixture": {"sums": 1.0}},
+        {"mixture": {"sums": 2.0, "prose": 1.0, "orders": 2.0}},
+        {"train": {"seq_len": 160}},
+        {"train": {"global_batch_size": 2}},
+    ],
+)
+def test_a_state_of_other_data_is_refused(changed, prepared):
+    with closing(run_config(), prepared) as batches:
+        state = batches.get_state()
+    with (
+        closing(run_config(**changed), prepared) as other,
+        pytest.raises(ConfigError, match="use a new workdir"),
+    ):
+        other.set_state(state)
+
+
+def test_heldout_batches_hold_each_heldout_row_once(prepared):
+    config = run_config()
+    for name, source in prepared.sources.items():
+        batches = pipeline.heldout_batches(config, prepared, source=name)
+        seen = [document for batch in batches for document in documents(batch)]
+        rendered = chat.render_rows(
+            source.heldout, prepared.tokenizer, template=config.data.template
+        )
+        fitting = [row for row in rendered if len(row.ids) <= config.train.seq_len]
+        expected = as_documents(fitting, prepared.source_index(name))
+        assert collections.Counter(seen) == collections.Counter(expected)
+        assert {batch.ids_BT.shape for batch in batches} == {(4, 192)}
+
+
+def test_no_heldout_rows_give_no_batches():
+    table = packing.weights_table({"answer": 1.0})
+    options = {"batch_size": 2, "seq_len": 8, "weights_by_class": table, "pad_id": 0}
+    assert packing.pack_all([], source=0, **options) == []
+
+
+def test_long_rows_are_dropped_and_counted(tmp_path):
+    config = run_config(train={"seq_len": 60})
+    prepared = pipeline.prepare(config, tmp_path)
+    for name, rows in prepared.rendered.items():
+        assert max(len(row.ids) for row in rows) <= 60
+        num_read = len(prepared.sources[name].train)
+        assert prepared.num_dropped[name] == num_read - len(rows)
+    assert prepared.num_dropped["prose"] > 0
+
+
+BAD = {
+    "stop": (
+        {"class_weights": {"prompt": 1, "think": 1, "answer": 1, "tool": 1, "stop": 0}},
+        r"row sums/train/0: stage base does not train its stop token",
+    ),
+    "masked": (
+        {"class_weights": {"prompt": 0, "think": 1, "answer": 0, "tool": 1, "stop": 1}},
+        r"row orders/.*: stage base trains none of its tokens",
+    ),
+    "classes": ({"class_weights": {"answer": 1.0}}, "class_weights lacks"),
+    "short": ({"train": {"seq_len": 8}}, "rows are longer than train.seq_len=8"),
+    "ids": (
+        {"tokenizer": TokenizerConfig(vocab_size=600, num_training_rows=900)},
+        "do not fit into model.vocab_size=512",
+    ),
+    "path": ({"tokenizer": TokenizerConfig(path="/nowhere")}, "does not exist"),
+}
+
+
+@pytest.mark.parametrize(("changed", "message"), BAD.values(), ids=BAD)
+def test_untrainable_data_is_refused_and_nothing_is_written(changed, message, tmp_path):
+    with pytest.raises(ConfigError, match=message) as error:
+        pipeline.prepare(run_config(**changed), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_end_token_than_the_models_is_refused(tmp_path):
+    config = run_config()
+    model = dataclasses.replace(config.model, eos_id=5)
+    with pytest.raises(ConfigError, match=r"model\.eos_id=5"):
+        pipeline.prepare(dataclasses.replace(config, model=model), tmp_path)
+
+
+def test_a_run_folder_keeps_its_tokenizer(tmp_path):
+    pipeline.prepare(run_config(), tmp_path)
+    changed = run_config(tokenizer=TokenizerConfig(vocab_size=350))
+    with pytest.raises(ConfigError, match="use a new workdir"):
+        pipeline.prepare(changed, tmp_path)
+
+
+def test_a_cached_tokenizer_is_the_trained_one(prepared, tmp_path):
+    config = run_config(cache_dir=str(tmp_path / "cache"))
+    for folder in ("first", "second"):
+        again = pipeline.prepare(config, tmp_path / folder)
+        assert again.tokenizer.to_json() == prepared.tokenizer.to_json()
+    assert len(list((tmp_path / "cache").iterdir())) == 1
