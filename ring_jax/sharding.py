@@ -76,6 +76,29 @@ def replicated(x: jax.Array) -> jax.Array:
     return jax.reshard(x, P(*(None,) * x.ndim))
 
 
+def reshape(x: jax.Array, dims: str, shape: tuple[int, ...]) -> jax.Array:
+    """Reshapes an activation whose new dimensions are `dims`.
+
+    The layout is stated because it cannot be inferred where a dimension of size 1 meets a
+    sharded one.
+    """
+    return x.reshape(shape, out_sharding=activation(dims))
+
+
+def flatten_tokens(x_BT: jax.Array) -> jax.Array:
+    """Merges the dimensions B and T of an activation into M; any dimensions may follow."""
+    B, T, *rest = x_BT.shape
+    layout = P(ACTIVATION_RULES["M"], *(None,) * len(rest))
+    return x_BT.reshape(B * T, *rest, out_sharding=layout)
+
+
+def unflatten_tokens(x_M: jax.Array, like_BT: jax.Array) -> jax.Array:
+    """Splits the dimension M again into the B and T of another activation."""
+    B, T = like_BT.shape[:2]
+    layout = P(ACTIVATION_RULES["B"], *(None,) * x_M.ndim)
+    return x_M.reshape(B, T, *x_M.shape[1:], out_sharding=layout)
+
+
 def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """Contracts an activation with a parameter in the activation's dtype.
 

@@ -11,13 +11,13 @@ from ring_jax import sharding
 from ring_jax.config import ModelConfig
 from ring_jax.model.layers import filled, normal
 from ring_jax.model.rope import rotate
-from ring_jax.sharding import einsum
+from ring_jax.sharding import einsum, reshape
 
 MASKED = -1e30
 """Score of an unseen key; finite, so that a row that sees nothing is not NaN."""
 
 MIN_BLOCK, MAX_BLOCKS = 128, 8
-"""Queries per block at least, and blocks at most: blocks are unrolled in the program."""
+"""Queries per block at least, and blocks at most: the program unrolls blocks."""
 
 
 @jax.tree_util.register_dataclass
@@ -122,8 +122,7 @@ def _attend_causal(
     """Attends by blocks of queries, each to the keys up to its own end.
 
     Keys after a block are never multiplied (half of a causal square), and the backward
-    pass forms a block's scores again, so that memory is linear in T at a given number of
-    blocks.
+    pass forms a block's scores again, so that only one block's are held at a time.
     """
     T = query_BTNH.shape[1]
     block = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
@@ -156,25 +155,25 @@ def attend(
     G = N // K
     # Heads move in front of positions while arrays are small; the [T, S] squares then
     # need no transposition, which on CPU costs more than the products themselves.
-    query_BTKGH = (query_BTNH * H**-0.5).reshape(B, T, K, G, H)
-    query_BKQH = query_BTKGH.transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    query_BTKGH = reshape(query_BTNH * H**-0.5, "BTKGH", (B, T, K, G, H))
+    query_BKGTH = query_BTKGH.transpose(0, 2, 3, 1, 4)
+    query_BKQH = reshape(query_BKGTH, "BKQH", (B, K, G * T, H))
     key_BKSH = key_BSKH.transpose(0, 2, 1, 3)
     value_BKSH = value_BSKH.transpose(0, 2, 1, 3)
     scores_BKQS = jnp.einsum(
         "BKQH,BKSH->BKQS", query_BKQH, key_BKSH, preferred_element_type=jnp.float32
     )
-    scores_BKGTS = jnp.where(
-        visible_BTS[:, None, None], scores_BKQS.reshape(B, K, G, T, S), MASKED
-    )
+    scores_BKGTS = reshape(scores_BKQS, "BKGTS", (B, K, G, T, S))
+    scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_BKGTS, MASKED)
     peak_BKGT1 = jax.lax.stop_gradient(jnp.max(scores_BKGTS, axis=-1, keepdims=True))
     raised_BKGTS = jnp.exp(scores_BKGTS - peak_BKGT1)
     total_BKGT1 = jnp.sum(raised_BKGTS, axis=-1, keepdims=True)
-    raised_BKQS = raised_BKGTS.astype(query_BTNH.dtype).reshape(B, K, G * T, S)
+    raised_BKQS = reshape(raised_BKGTS, "BKQS", (B, K, G * T, S)).astype(key_BSKH.dtype)
     mixed_BKQH = jnp.einsum("BKQS,BKSH->BKQH", raised_BKQS, value_BKSH)
     # Dividing after the product touches H numbers a row instead of S.
-    mixed_BKGTH = mixed_BKQH.reshape(B, K, G, T, H) / total_BKGT1
+    mixed_BKGTH = reshape(mixed_BKQH, "BKGTH", (B, K, G, T, H)) / total_BKGT1
     mixed_BTKGH = mixed_BKGTH.astype(query_BTNH.dtype).transpose(0, 3, 1, 2, 4)
-    return mixed_BTKGH.reshape(B, T, N, H)
+    return reshape(mixed_BTKGH, "BTNH", (B, T, N, H))
 
 
 def _visible(

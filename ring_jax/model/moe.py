@@ -45,8 +45,8 @@ class Moe(nnx.Module):
         self, x_BTD: jax.Array, is_token_BT: jax.Array, noise: RoutingNoise | None
     ) -> tuple[jax.Array, RouterStats]:
         """Returns routed plus shared experts' output, and the routing statistics."""
-        B, T, D = x_BTD.shape
-        x_MD, is_token_M = x_BTD.reshape(B * T, D), is_token_BT.reshape(B * T)
+        x_MD = sharding.flatten_tokens(x_BTD)
+        is_token_M = sharding.flatten_tokens(is_token_BT)
         # The matmul runs in the activation's dtype as in the source, all after it in
         # f32.
         logits_ME = einsum("MD,DE->ME", x_MD, self.router_DE[...]).astype(jnp.float32)
@@ -56,7 +56,7 @@ class Moe(nnx.Module):
             selection = select_experts(logits_ME, is_token_M, config=self.config)
             stats = router_stats(logits_ME, selection, is_token_M)
         out_MD = self._experts(x_MD, selection)
-        out_BTD = out_MD.reshape(B, T, D)
+        out_BTD = sharding.unflatten_tokens(out_MD, x_BTD)
         return out_BTD if self.shared is None else out_BTD + self.shared(x_BTD), stats
 
     def _experts(self, x_MD: jax.Array, selection: Selection) -> jax.Array:

@@ -94,12 +94,12 @@ def training_loss(
         noise=noise,
     )
     scaled_BTD = hidden_BTD.astype(jnp.float32) * model.head_scale()[None, None]
-    weights_M = targets.weights_BT.reshape(-1)
+    weights_M = sharding.flatten_tokens(targets.weights_BT)
     with jax.named_scope("cross_entropy"):
         loss_sum, ce_M = linear_cross_entropy(
-            scaled_BTD.astype(dtype).reshape(-1, scaled_BTD.shape[-1]),
+            sharding.flatten_tokens(scaled_BTD.astype(dtype)),
             model.head_weight(),
-            targets.ids_BT.reshape(-1),
+            sharding.flatten_tokens(targets.ids_BT),
             weights_M,
             z_loss_coef=config.loss.z_loss_coef,
             chunk_tokens=config.loss.head_chunk_tokens,
@@ -133,7 +133,7 @@ def _next(x_BT: jax.Array) -> jax.Array:
 def _sums_by(
     group_BT: jax.Array, weighted_M: jax.Array, weights_M: jax.Array, num_groups: int
 ) -> jax.Array:
-    is_group_MK = group_BT.reshape(-1)[:, None] == jnp.arange(num_groups)[None]
+    is_group_MK = sharding.flatten_tokens(group_BT)[:, None] == jnp.arange(num_groups)[None]
     values_2M = jnp.stack([weighted_M, weights_M])
     return jnp.einsum(
         "ZM,MK->ZK",

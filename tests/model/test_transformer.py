@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Properties of the whole model: causality, packing, remat, layouts, decoding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ring_jax import sharding
+from ring_jax.config import MeshConfig
+from ring_jax.model import init_transformer
+
+# Float32 sums of a few hundred terms in another order: 1e-5 of values of order 1.
+CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+
+
+def logits_of(model, rows, **options):
+    return model.logits(rows.run(model, **options)[0])
+
+
+def test_a_token_does_not_see_later_tokens(tiny_model, packed):
+    before = logits_of(tiny_model, packed)
+    ids_BT = packed.ids_BT.copy()
+    ids_BT[1, 10] = (ids_BT[1, 10] + 1) % 64
+    changed = dataclasses.replace(packed, ids_BT=ids_BT)
+    after = logits_of(tiny_model, changed)
+    assert np.array_equal(before[1, :10], after[1, :10])
+    assert not np.allclose(before[1, 10:], after[1, 10:])
+
+
+def test_a_document_does_not_see_its_neighbours(tiny_model, make_rows):
+    together = make_rows([[9, 5]], num_tokens=16)
+    alone = dataclasses.replace(
+        make_rows([[5]], num_tokens=16),
+        ids_BT=np.roll(together.ids_BT, -9, axis=1),
+    )
+    packed_BTV = logits_of(tiny_model, together)
+    alone_BTV = logits_of(tiny_model, alone)
+    np.testing.assert_allclose(packed_BTV[0, 9:14], alone_BTV[0, :5], **CLOSE)
+
+
+def test_queries_in_several_blocks_see_what_one_block_sees(tiny_model, make_rows):
+    # 300 tokens are three blocks of 128; decoding all of them at once is one block.
+    rows = make_rows([[200, 90]], num_tokens=300)
+    cache = tiny_model.empty_cache(1, 300)
+    hidden_BTD, _ = tiny_model.decode(cache=cache, **rows.on_mesh())
+    blocks_BTD, _ = rows.run(tiny_model)
+    np.testing.assert_allclose(blocks_BTD[0, :290], hidden_BTD[0, :290], **CLOSE)
+
+
+def test_decoding_token_by_token_equals_the_whole_row(tiny_model, make_rows):
+    rows = make_rows([[12]], num_tokens=12)
+    whole_BTV = logits_of(tiny_model, rows)
+    cache = tiny_model.empty_cache(1, 12)
+    for t in range(12):
+        tokens = rows.on_mesh(columns=slice(t, t + 1))
+        hidden_BTD, cache = tiny_model.decode(cache=cache, **tokens)
+        step_BTV = tiny_model.logits(hidden_BTD)
+        np.testing.assert_allclose(step_BTV[0, 0], whole_BTV[0, t], **CLOSE)
+
+
+@pytest.mark.parametrize("remat", ["matmuls", "block"])
+def test_remat_changes_no_gradient(tiny_model, packed, remat):
+    def loss(model, remat):
+        hidden_BTD, stats = packed.run(model, remat=remat)
+        return jnp.sum(jnp.square(hidden_BTD)) + jnp.sum(stats.balance_loss)
+
+    plain = jax.jit(jax.grad(loss), static_argnums=1)(tiny_model, "none")
+    again = jax.jit(jax.grad(loss), static_argnums=1)(tiny_model, remat)
+    for want, got in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        # The same operations compiled into other fusions.
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        MeshConfig(data=8),
+        MeshConfig(data=1, fsdp=8),
+        MeshConfig(data=1, expert=8),
+        MeshConfig(data=2, fsdp=2, expert=2),
+    ],
+    ids=["data", "fsdp", "expert", "all"],
+)
+def test_every_layout_gives_the_same_loss_and_gradients(tiny, make_rows, layout):
+    rows = make_rows([[9, 5], [16]] * 4, num_tokens=16)
+
+    def loss(model, tokens):
+        hidden_BTD, stats = model(**tokens)
+        is_token_BT1 = (tokens["segments_BT"] > 0)[..., None]
+        weighted = jnp.square(model.logits(hidden_BTD)) * is_token_BT1
+        return jnp.sum(weighted) / 1e3 + jnp.sum(stats.balance_loss), stats.load_E
+
+    results = []
+    for config, devices in [(MeshConfig(), jax.devices()[:1]), (layout, None)]:
+        mesh = sharding.make_mesh(config, devices)
+        with jax.set_mesh(mesh):
+            model = jax.jit(lambda: init_transformer(tiny, jax.random.key(0)))()
+            gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+            results.append(jax.device_get(gradient(model, rows.on_mesh())))
+    (one, load_one), grads_one = results[0]
+    (many, load_many), grads_many = results[1]
+    np.testing.assert_allclose(many, one, rtol=1e-5)
+    np.testing.assert_allclose(load_many, load_one, atol=1e-7)
+    leaves = zip(jax.tree.leaves(grads_many), jax.tree.leaves(grads_one), strict=True)
+    for got, want in leaves:
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_the_head_is_normed_over_the_vocabulary_and_the_norm_has_no_gradient(
+    tiny_model, packed
+):
+    hidden_BTD, _ = packed.run(tiny_model)
+    head_DV = tiny_model.head_DV[...]
+    norm_D1 = jnp.linalg.norm(head_DV, axis=1, keepdims=True)
+    want_BTV = hidden_BTD @ (head_DV / (norm_D1 + 1e-7))
+    np.testing.assert_allclose(tiny_model.logits(hidden_BTD), want_BTV, **CLOSE)
+
+    def total(model):
+        return jnp.sum(model.logits(hidden_BTD))
+
+    grad_DV = jax.grad(total)(tiny_model).head_DV[...]
+    summed_D = jnp.sum(hidden_BTD, axis=(0, 1))
+    detached_DV = (summed_D[:, None] / (norm_D1 + 1e-7)) * jnp.ones_like(head_DV)
+    np.testing.assert_allclose(grad_DV, detached_DV, rtol=1e-4, atol=1e-4)
