@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,9 @@ _ADVICE = "Use the settings that wrote it, or another workdir."
 
 # What Orbax 0.12.8 raises on damaged files; each file was damaged in four ways.
 _DAMAGE = (ValueError, LookupError, OSError, TypeError)
+
+# What it raises when a save in the background has failed.
+_FAILURES = (OSError, ValueError, RuntimeError)
 
 
 class StorageError(OSError):
@@ -65,7 +68,7 @@ class Store:
         """
         assert keep >= 1, f"keep={keep} would delete the only checkpoint"
         self._directory = Path(directory).absolute()
-        self._model = None if model is None else _settings(model)
+        self._model = None if model is None else dataclasses.asdict(model)
         _probe(self._directory, num_bytes=0)
         self._clear_leftovers()
         # Orbax's policies and the class that takes them disagree on an annotation.
@@ -114,7 +117,7 @@ class Store:
             "data_state": dict(data_state),
             "meta": dict(meta),
         }
-        with self._reporting():
+        with self._reporting(OSError):
             self._orbax.save_checkpointables_async(
                 step, {"state": arrays, "record": _seal(record)}, force=True
             )
@@ -125,7 +128,7 @@ class Store:
         Raises:
           StorageError: when the save has failed; earlier steps are intact.
         """
-        with self._reporting():
+        with self._reporting(*_FAILURES):
             self._orbax.wait()
 
     def restore[T](self, abstract_state: T) -> Restored[T]:
@@ -142,13 +145,13 @@ class Store:
         """
         self.wait()
         abstract = flatten(abstract_state)
-        good = _newest_good(self._directory, abstract, self._model)
-        step = good.record["step"]
-        if extra := sorted(set(good.record["arrays"]) - set(abstract)):
-            raise ConfigError(
-                f"checkpoint: step {step} has `{extra[0]}`, which this run lacks "
-                f"({len(extra)} such arrays). {_ADVICE}"
-            )
+
+        def select(record: Mapping[str, Any]) -> Mapping[str, Any]:
+            _refuse_other_model(record, self._model)
+            _refuse_extra_arrays(record, abstract)
+            return abstract
+
+        good = _newest_good(self._directory, select)
         for step in good.damaged:
             self._set_aside(step)
         return Restored(
@@ -163,20 +166,20 @@ class Store:
         Raises:
           StorageError: when the last save has failed.
         """
-        with self._reporting():
+        with self._reporting(*_FAILURES):
             self._orbax.close()
 
     @contextlib.contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Turns the writer's many errors into one, and removes half-written steps."""
+    def _reporting(self, *failures: type[Exception]) -> Iterator[None]:
+        """Turns the writer's errors into one, and removes half-written steps."""
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:
+        except failures as error:
             self._clear_leftovers()
-            reason = str(error).splitlines()[0]
             raise StorageError(
-                f"{self._directory}: the checkpoint could not be written ({reason}). "
-                "Earlier ones are intact; make room, then run the same command again."
+                f"{self._directory}: the checkpoint could not be written "
+                f"({_first_words(error)}). Earlier ones are intact; make room, then "
+                "run the same command again."
             ) from error
 
     def _clear_leftovers(self) -> None:
@@ -196,7 +199,7 @@ class Store:
 
 
 def read_newest(
-    directory: str | Path, abstract: Mapping[str, Any]
+    directory: str | Path, select: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads some arrays of the newest step that verifies, changing nothing on disk.
 
@@ -204,16 +207,17 @@ def read_newest(
 
     Args:
       directory: a run's `checkpoints/`.
-      abstract: path -> `jax.ShapeDtypeStruct` of each array to read.
+      select: a step's record (`step`, `model`, `data_state`, `meta`) -> the arrays to
+        read: path -> `jax.ShapeDtypeStruct`.
 
     Returns:
-      The step's record (`step`, `model`, `data_state`, `meta`), and path -> array.
+      The step's record, and path -> array.
 
     Raises:
       ConfigError: when there is no checkpoint, or it lacks one of the arrays.
       StorageError: when no step verifies.
     """
-    good = _newest_good(Path(directory).absolute(), abstract, None)
+    good = _newest_good(Path(directory).absolute(), select)
     return good.record, good.arrays
 
 
@@ -224,21 +228,21 @@ class _Good(NamedTuple):
 
 
 def _newest_good(
-    directory: Path, abstract: Mapping[str, Any], model: Mapping[str, Any] | None
+    directory: Path, select: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> _Good:
     reasons = {}
     for step in reversed(_steps(directory)):
         path = directory / str(step)
         try:
             record = _unseal(_load(path, {"record": None})["record"])
-            # A ConfigError is no damage: it leaves this function.
-            if refusal := _difference(record, abstract, model):
-                raise ConfigError(f"checkpoint: step {step} {refusal}")
+            abstract = select(record)
+            _refuse_other_arrays(record, abstract)
             return _Good(record, _read_arrays(path, record, abstract), list(reasons))
         except ConfigError:
+            # The step is whole, and another model's.
             raise
         except _DAMAGE as error:
-            reasons[step] = str(error).splitlines()[0]
+            reasons[step] = _first_words(error)
     if not reasons:
         raise ConfigError(f"{directory}: no checkpoint here; train or import first.")
     damages = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
@@ -270,26 +274,52 @@ def _read_arrays(
     return arrays
 
 
-def _difference(
-    record: Mapping[str, Any],
-    abstract: Mapping[str, Any],
-    model: Mapping[str, Any] | None,
-) -> str | None:
-    """Says in what a checkpoint differs from what is to be read; None if in nothing."""
-    if model is not None and record["model"] is not None:
-        for name in sorted({*model, *record["model"]} - {*_NOT_IDENTITY}):
-            there, here = record["model"].get(name), model.get(name)
-            if here != there:
-                return f"has model.{name}={there}; this run has {here}. {_ADVICE}"
+def _refuse_other_model(
+    record: Mapping[str, Any], model: Mapping[str, Any] | None
+) -> None:
+    if model is None or record["model"] is None:
+        return
+    theirs, ours = dict(_leaves(record["model"])), dict(_leaves(model))
+    for name in sorted({*theirs, *ours} - {*_NOT_IDENTITY}):
+        if theirs.get(name) != ours.get(name):
+            raise ConfigError(
+                f"checkpoint: step {record['step']} has model.{name}="
+                f"{theirs.get(name)}; this run has {ours.get(name)}. {_ADVICE}"
+            )
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _refuse_extra_arrays(
+    record: Mapping[str, Any], abstract: Mapping[str, Any]
+) -> None:
+    if extra := sorted(set(record["arrays"]) - set(abstract)):
+        raise ConfigError(
+            f"checkpoint: step {record['step']} has `{extra[0]}`, which this run lacks "
+            f"({len(extra)} such arrays). {_ADVICE}"
+        )
+
+
+def _refuse_other_arrays(
+    record: Mapping[str, Any], abstract: Mapping[str, Any]
+) -> None:
+    prefix = f"checkpoint: step {record['step']}"
     for path, leaf in abstract.items():
         stored = record["arrays"].get(path)
         if stored is None:
-            return f"has no `{path}`. {_ADVICE}"
+            raise ConfigError(f"{prefix} has no `{path}`. {_ADVICE}")
         there = _type(stored["dtype"], stored["shape"])
         here = _type(leaf.dtype, leaf.shape)
         if here != there:
-            return f"has `{path}` as {there}; this run has {here}. {_ADVICE}"
-    return None
+            raise ConfigError(
+                f"{prefix} has `{path}` as {there}; this run has {here}. {_ADVICE}"
+            )
 
 
 def _describe(arrays: Mapping[str, Any], digest: Mapping[str, str]) -> dict[str, Any]:
@@ -301,17 +331,6 @@ def _describe(arrays: Mapping[str, Any], digest: Mapping[str, str]) -> dict[str,
 
 def _type(dtype: Any, shape: Any) -> str:
     return f"{dtype}[{','.join(map(str, shape))}]"
-
-
-def _settings(model: ModelConfig) -> dict[str, Any]:
-    """Returns a model's settings by dotted name, as JSON keeps them."""
-    flat = {}
-    for name, value in dataclasses.asdict(model).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": item for key, item in value.items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 def _seal(record: dict[str, Any]) -> dict[str, Any]:
@@ -348,6 +367,11 @@ def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
             if type(error) is not Exception:
                 raise
             raise ValueError(str(error)) from error
+
+
+def _first_words(error: Exception) -> str:
+    # tensorstore appends its whole specification to the line.
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextlib.contextmanager

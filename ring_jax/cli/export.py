@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ring export`: the newest model of a run as a Hugging Face folder."""
+
+import argparse
+import json
+import pathlib
+
+from ring_jax.checkpoint.model_folder import export_folder, read_chat_template
+from ring_jax.checkpoint.trained_model import read_trained_model
+from ring_jax.cli import status
+from ring_jax.cli.settings import load_run_folder_config, require_workdir
+from ring_jax.data.chat import CHAT_TEMPLATES
+
+SUMMARY = "writes the model of a run as a Hugging Face folder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the operands of `ring export`."""
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="bfloat16",
+        help="element type of the tensors; float32 is exact",
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="the folder to write; default: export in the run folder",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports the newest checkpoint that verifies, and prints the folder."""
+    workdir = require_workdir(args)
+    model = read_trained_model(workdir / "checkpoints")
+    folder = export_folder(
+        model.params,
+        model.config,
+        args.out or workdir / "export",
+        tokenizer=workdir / "tokenizer",
+        chat_template=_chat_template(workdir),
+        dtype=args.dtype,
+    )
+    files = [*folder.glob("*.safetensors")]
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    print(f"step {model.step}: {megabytes:,.1f} MB of {args.dtype} in {folder}")
+    if args.json:
+        out = {"status": status.DONE, "step": model.step, "folder": str(folder)}
+        print(json.dumps(out))
+    return status.DONE
+
+
+def _chat_template(workdir: pathlib.Path) -> str:
+    """Returns what an import brought along, else the template of the run."""
+    if (template := read_chat_template(workdir / "tokenizer")) is not None:
+        return template
+    return CHAT_TEMPLATES[load_run_folder_config(workdir).data.template]
