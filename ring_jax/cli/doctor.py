@@ -21,10 +21,10 @@ from packaging.requirements import Requirement
 from ring_jax import sharding
 from ring_jax.cli import status
 from ring_jax.cli.devices import use_devices
+from ring_jax.cli.sample import prepare_sample
 from ring_jax.cli.settings import load_run_config
 from ring_jax.config import ConfigError, RunConfig, SourceConfig
 from ring_jax.data import sources
-from ring_jax.data import tokenizer as tokenizers
 from ring_jax.model.flops import count_parameters
 
 SUMMARY = "checks versions, devices, disk, config, tokenizer and data; names each fix"
@@ -33,8 +33,8 @@ BYTES_WITHOUT_CONFIG = 10**9
 """What the laptop run takes, checkpoints, export and report together."""
 
 
-ROWS_PER_SOURCE = 8
-"""Read of each source; enough that one of eight being held out leaves some to train."""
+ROWS_PER_SOURCE = 64
+"""Read of each source; enough that some are short enough to be trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +127,13 @@ def _check_run(args: argparse.Namespace) -> Iterator[Check]:
     yield _check_disk(args.workdir or pathlib.Path.cwd(), _bytes_of_run(config))
     yield Check("config", f"{len(config.stages)} stages: {', '.join(config.stages)}")
     yield _check_mesh(config)
-    yield _check_tokenizer(config)
-    for name, source in config.data.sources.items():
-        yield _check_source(name, source, config.seed)
+    checks = [
+        _check_source(name, source, config.seed)
+        for name, source in config.data.sources.items()
+    ]
+    yield from checks
+    if not any(check.fix for check in checks):
+        yield _check_tokens(config, args.workdir)
 
 
 def _check_devices() -> Check:
@@ -177,35 +181,33 @@ def _check_mesh(config: RunConfig) -> Check:
     return Check("mesh", f"{shape}; {rows // shards} rows per device and microbatch")
 
 
-def _check_tokenizer(config: RunConfig) -> Check:
-    path = config.data.tokenizer.path
-    size = config.data.tokenizer.vocab_size
-    found = f"trained on the run's text, {size} entries"
-    if path is not None:
-        try:
-            size = tokenizers.load(path).vocab_size
-        except ConfigError as error:
-            return Check("tokenizer", path, str(error))
-        found = f"{path}, ids below {size}"
-    if size > config.model.vocab_size:
-        fix = (
-            f"its ids reach beyond config.model.vocab_size={config.model.vocab_size}; "
-            f"set that to at least {size}"
-        )
-        return Check("tokenizer", found, fix)
-    return Check("tokenizer", found)
-
-
 def _check_source(name: str, source: SourceConfig, seed: int) -> Check:
-    # A few rows show whether the package and the file are there and whole.
     sample = dataclasses.replace(
-        source, num_rows=ROWS_PER_SOURCE, num_heldout=min(source.num_heldout, 1)
+        source,
+        num_rows=min(source.num_rows, ROWS_PER_SOURCE),
+        num_heldout=min(source.num_heldout, 1),
     )
     try:
         row = sources.read(sample, name=name, seed=seed).train[0]
     except ConfigError as error:
         return Check(f"source {name}", source.kind, str(error))
     return Check(f"source {name}", f"{source.kind} from {row.package} ({row.licence})")
+
+
+def _check_tokens(config: RunConfig, workdir: pathlib.Path | None) -> Check:
+    """Tokenizes a few rows as training will: chat tokens, ids, end token, weights."""
+    wanted = config.data.tokenizer
+    try:
+        sample = prepare_sample(config, num_rows=ROWS_PER_SOURCE, workdir=workdir)
+    except ConfigError as error:
+        return Check("tokenizer", wanted.path or "trained here", str(error))
+    size, room = sample.tokenizer.vocab_size, config.model.vocab_size
+    found = f"ids below {size}, end of turn is {sample.tokenizer.eos_id}"
+    if wanted.path is None:
+        # Trained on all rows it may use all the entries that it is given.
+        size, found = wanted.vocab_size, f"trained here, {wanted.vocab_size} entries"
+    fix = f"set config.model.vocab_size={room} to {size} or more" if size > room else ""
+    return Check("tokenizer", found, fix)
 
 
 def _print(checks: list[Check]) -> None:

@@ -17,24 +17,34 @@ import rich.table
 import rich.text
 
 from ring_jax.cli import status
+from ring_jax.cli.rows import print_rows
 from ring_jax.cli.settings import load_run_config
 from ring_jax.config import ModelConfig
 from ring_jax.model.flops import abstract_transformer, count_parameters
 from ring_jax.report import domain_averages
 from ring_jax.report.run_folder import RunFolder, read_run_folder
 
-SUMMARY = "prints settings and parameters of a config, or the state of a run folder"
+SUMMARY = "prints settings and parameters, a run folder's state, or rows as tokens"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds nothing: `--config` and `--workdir` say what is looked at."""
-    del parser
+    """Adds the operands of `ring inspect`."""
+    parser.add_argument(
+        "--data",
+        type=int,
+        default=0,
+        metavar="ROWS",
+        help="print this many rows of each source, each token class in its colour",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints settings and parameters, or with `--workdir` alone what a run has done."""
     config = load_run_config(args)
     console = rich.console.Console()
+    if args.data:
+        print_rows(config, args.workdir, num_rows=args.data, console=console)
+        return status.DONE
     summary: dict[str, Any] = {}
     if args.config is not None:
         console.print(_settings(dataclasses.asdict(config)))

@@ -46,6 +46,8 @@ def test_a_healthy_machine_and_config_pass(examine):
         ("--config.train.seq_length=8", "config", "seq_len"),
         ("--config.data.tokenizer.vocab_size=600", "tokenizer", "vocab_size=512"),
         ("--config.data.tokenizer.path=nowhere", "tokenizer", "does not exist"),
+        ("--config.model.eos_id=2", "tokenizer", "eos_id=2"),
+        ("--config.data.class_weights.stop=0", "tokenizer", "stop token"),
         ("--config.data.sources.chat.path=nowhere", "source chat", "not a file"),
         ("--config.data.sources.chat.kind=jsonll", "source chat", "must be one of"),
     ],

@@ -2,11 +2,13 @@
 """`ring inspect` on configs and run folders."""
 
 import json
+import re
 
 from ring_jax.cli import status
 from ring_jax.cli.main import main
 from ring_jax.cli.settings import load_config_file
 from ring_jax.config import RunConfig, from_config_dict, to_json
+from ring_jax.data.tokenizer import train
 
 
 def test_parameters_add_up_to_the_total(tiny_config, capsys):
@@ -67,3 +69,38 @@ def test_a_run_folder_shows_its_step_checkpoints_and_panels(
 def test_a_folder_that_is_no_run_is_the_users_mistake(tmp_path, capsys):
     assert main(["inspect", f"--workdir={tmp_path}"]) == status.MISTAKE
     assert "config.json" in capsys.readouterr().err
+
+
+def test_rows_are_shown_whole_with_weights_by_class(tiny_config, capsys):
+    words = [
+        f"--config={tiny_config}",
+        "--data=2",
+        "--config.data.class_weights.stop=2",
+    ]
+    assert main(["inspect", *words]) == status.DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert "prompt 0" in lines[0]
+    assert "stop 2" in lines[0]
+    rows = [line for line in lines if line.startswith("<role>")]
+    assert len(rows) == 2
+    for row in rows:
+        number = int(row.partition("What follows ")[2].partition("?")[0])
+        reply = f"<think>One more.</think>{number + 1}<|endoftext|>"
+        assert row.endswith(f"<role>ASSISTANT</role>{reply}")
+
+
+def test_a_run_is_shown_with_the_tokenizer_that_it_trained(
+    tiny_config, tmp_path, capsys
+):
+    folder = tmp_path / "run" / "tokenizer"
+    train(["One more. What follows?"], vocab_size=270).save(folder / "tokenizer.json")
+    words = [f"--config={tiny_config}", f"--workdir={folder.parent}", "--data=1"]
+    assert main(["inspect", *words]) == status.DONE
+    few = capsys.readouterr().out
+    assert main(["inspect", words[0], words[2]]) == status.DONE
+    # 270 entries have four merges at most, 300 many more: the same row is longer.
+    assert num_tokens(few) > num_tokens(capsys.readouterr().out)
+
+
+def num_tokens(out: str) -> int:
+    return int(re.findall(r"(\d+) +tokens", " ".join(out.split()))[0])
