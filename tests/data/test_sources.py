@@ -2,6 +2,7 @@
 """Every source: held-out items are not trained, gold answers pass, wrong ones fail."""
 
 import collections
+import importlib.metadata
 import json
 from typing import Any, cast
 
@@ -239,3 +240,25 @@ def test_a_missing_package_names_the_extra():
         packages.installed("no-such-package-here", licence="MIT")
     with pytest.raises(ConfigError, match=r"ring-jax\[data\]"):
         packages.data_folder("no_such_module_here")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "remedy"),
+    [
+        ("reasoning_gym", {"task": "gcd", "level": "easy"}, "ring-jax[data]"),
+        ("countries", {}, "ring-jax[data]"),
+        ("elements", {}, "ring-jax[data]"),
+        ("dialogue", {}, "ring-jax[data]"),
+        ("tool_calls", {}, "--no-deps bfcl-eval"),
+    ],
+)
+def test_a_source_without_its_package_says_what_to_install(
+    kind, options, remedy, monkeypatch
+):
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    with pytest.raises(ConfigError) as error:
+        sources.read(SourceConfig(kind=kind, **options), name="x", seed=0)
+    assert remedy in str(error.value)

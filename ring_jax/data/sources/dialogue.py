@@ -50,6 +50,7 @@ def read_dialogue(config: SourceConfig, *, name: str, seed: int) -> SourceRows:
             f"data.sources.{name}.task={config.task!r} must be empty or one of {TASKS}."
         )
     package = packages.installed("chatterbot-corpus", licence="BSD-3-Clause")
+    packages.installed("pyyaml", licence="MIT")
     origin = {"source": name, **dataclasses.asdict(package)}
     replies = _replies()
     prompts = sorted(replies)
@@ -110,7 +111,7 @@ def _replies() -> dict[str, list[str]]:
 
 
 def _exchanges() -> Iterator[tuple[str, str]]:
-    import yaml  # an optional dependency of the extra [data]
+    import yaml  # an optional dependency; the caller has checked it
 
     folder = packages.data_folder("chatterbot_corpus", "data", "english")
     for category in CATEGORIES:

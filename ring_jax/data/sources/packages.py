@@ -9,6 +9,8 @@ import pathlib
 from ring_jax.config import ConfigError
 
 EXTRA = "pip install 'ring-jax[data]'"
+# What the extra cannot bring: its pins contradict ours, and only its files are read.
+WITHOUT_DEPENDENCIES = {"bfcl-eval": "pip install --no-deps bfcl-eval"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,9 +32,8 @@ def installed(name: str, *, licence: str) -> Package:
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(
-            f"data: the package {name} is missing; run {EXTRA}."
-        ) from None
+        remedy = WITHOUT_DEPENDENCIES.get(name, EXTRA)
+        raise ConfigError(f"data: package {name} is missing; run {remedy}.") from None
     return Package(f"{name}=={version}", licence)
 
 

@@ -103,7 +103,8 @@ def _read_lines(path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise ConfigError(
-            f"data: {path.name} is missing from bfcl-eval; run {packages.EXTRA}."
+            f"data: {path.name} is missing from bfcl-eval; run "
+            f"{packages.WITHOUT_DEPENDENCIES['bfcl-eval']}."
         ) from None
     return [json.loads(line) for line in lines]
 
