@@ -18,7 +18,12 @@ import rich.text
 
 from ring_jax.cli import status
 from ring_jax.cli.rows import print_rows
-from ring_jax.cli.settings import load_run_config
+from ring_jax.cli.settings import (
+    load_any_config,
+    load_run_config,
+    load_run_folder_model_config,
+    require_workdir,
+)
 from ring_jax.config import ModelConfig
 from ring_jax.model.flops import abstract_transformer, count_parameters
 from ring_jax.report import domain_averages
@@ -40,19 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints settings and parameters, or with `--workdir` alone what a run has done."""
-    config = load_run_config(args)
     console = rich.console.Console()
     if args.data:
+        config = load_run_config(args)
         print_rows(config, args.workdir, num_rows=args.data, console=console)
         return status.DONE
     summary: dict[str, Any] = {}
     if args.config is not None:
+        config = load_any_config(args)
+        model = config if isinstance(config, ModelConfig) else config.model
         console.print(_settings(dataclasses.asdict(config)))
     else:
+        model = load_run_folder_model_config(require_workdir(args))
         summary = _print_run(args.workdir, console)
-    console.print(_parameters(config.model))
+    console.print(_parameters(model))
     if args.json:
-        count = dataclasses.asdict(count_parameters(config.model))
+        count = dataclasses.asdict(count_parameters(model))
         print(json.dumps({"status": status.DONE, "parameters": count, **summary}))
     return status.DONE
 

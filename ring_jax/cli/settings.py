@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import difflib
 import importlib.util
+import json
 import pathlib
 import re
 import traceback
@@ -17,9 +18,9 @@ import ml_collections
 
 from ring_jax.config import (
     ConfigError,
+    ModelConfig,
     RunConfig,
     from_config_dict,
-    run_config_from_json,
 )
 
 # What a user's file can raise that is a mistake in the file. MemoryError, SystemExit
@@ -51,14 +52,30 @@ def load_run_config(args: argparse.Namespace) -> RunConfig:
       ConfigError: one line, whatever is wrong with the file or an override.
     """
     if args.config is not None:
-        tree = load_config_file(args.config).to_dict()
-    elif args.workdir is not None:
-        tree = dataclasses.asdict(load_run_folder_config(args.workdir))
-    else:
+        config = load_any_config(args)
+        if isinstance(config, ModelConfig):
+            raise ConfigError(
+                f"--config={args.config} holds a model, not a run; name a run's file, "
+                "such as configs/quickstart.py."
+            )
+        return config
+    if args.workdir is None:
         raise ConfigError(
             f"{args.verb}: no settings; give --config=FILE.py or a run's --workdir=DIR."
         )
-    return from_config_dict(RunConfig, apply_overrides(tree, args.overrides))
+    tree = dataclasses.asdict(load_run_folder_config(args.workdir))
+    return _override(RunConfig, tree, args.overrides)
+
+
+def load_any_config(args: argparse.Namespace) -> RunConfig | ModelConfig:
+    """Reads `--config`, a run's or a model's alone, its overrides applied.
+
+    Raises:
+      ConfigError: one line, whatever is wrong with the file or an override.
+    """
+    tree = load_config_file(args.config).to_dict()
+    schema = ModelConfig if "vocab_size" in tree else RunConfig
+    return _override(schema, tree, args.overrides)
 
 
 def require_workdir(args: argparse.Namespace) -> pathlib.Path:
@@ -80,15 +97,32 @@ def load_run_folder_config(workdir: pathlib.Path) -> RunConfig:
     Raises:
       ConfigError: the folder has none, or they cannot be read.
     """
+    tree = _read_run_folder(workdir)
+    return from_config_dict(RunConfig, tree, f"{workdir / 'config.json'}: config")
+
+
+def load_run_folder_model_config(workdir: pathlib.Path) -> ModelConfig:
+    """Reads a run folder's model settings; an imported folder has no others.
+
+    Raises:
+      ConfigError: the folder has none, or they cannot be read.
+    """
+    tree = _read_run_folder(workdir).get("model", {})
+    path = f"{workdir / 'config.json'}: config.model"
+    return from_config_dict(ModelConfig, tree, path)
+
+
+def _read_run_folder(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{workdir} is no run folder: it has no config.json.")
     try:
-        return run_config_from_json(path.read_text(encoding="utf-8"))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}); restore it.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no settings; restore it.")
+    return tree
 
 
 def load_config_file(flag: str) -> ml_collections.ConfigDict:
@@ -146,25 +180,18 @@ def _explain(error: Exception, path: pathlib.Path) -> str:
     return f"{type(error).__name__}{where}: {text}. Mend the file."
 
 
-def apply_overrides(
-    tree: dict[str, Any], overrides: Iterable[tuple[str, str]]
-) -> dict[str, Any]:
-    """Edits a tree of settings as `--config.section.field=value` asks.
+def _override[T](
+    schema: type[T], tree: dict[str, Any], overrides: Iterable[tuple[str, str]]
+) -> T:
+    """Edits a tree as `--config.section.field=value` asks, and checks the result.
 
     A value is read by the type that the schema gives its field. What cannot be read so,
     and names that the schema lacks, stay as they are: `from_config_dict` refuses them.
-
-    Args:
-      tree: settings of a `RunConfig` as plain dictionaries; not changed.
-      overrides: (`config.section.field`, text of the value), later ones win.
-
-    Raises:
-      ConfigError: an override makes an entry of an open table of sections.
     """
     for name, text in overrides:
         keys = name.split(".")[1:]
-        tree = _replaced(tree, RunConfig, keys, text, "config")
-    return tree
+        tree = _replaced(tree, schema, keys, text, "config")
+    return from_config_dict(schema, tree)
 
 
 def _replaced(value: Any, hint: Any, keys: list[str], text: str, path: str) -> Any:

@@ -2,6 +2,7 @@
 """`ring inspect` on configs and run folders."""
 
 import json
+import pathlib
 import re
 
 from ring_jax.cli import status
@@ -9,6 +10,8 @@ from ring_jax.cli.main import main
 from ring_jax.cli.settings import load_config_file
 from ring_jax.config import RunConfig, from_config_dict, to_json
 from ring_jax.data.tokenizer import train
+
+MODELS = pathlib.Path(__file__).parent.parent.parent / "configs/models"
 
 
 def test_parameters_add_up_to_the_total(tiny_config, capsys):
@@ -22,6 +25,21 @@ def test_parameters_add_up_to_the_total(tiny_config, capsys):
     # 2 of 4 experts of 2 layers do not see a token; each has 3 matrices of 16 x 8.
     assert total - activated == 2 * 2 * 3 * 16 * 8
     assert json.loads(last)["parameters"] == {"total": total, "activated": activated}
+
+
+def test_a_models_file_is_enough_and_takes_overrides(capsys):
+    words = [f"--config={MODELS / 'ling_lite.py'}", "--config.vocab_size=126465"]
+    assert main(["inspect", *words, "--json"]) == status.DONE
+    parameters = json.loads(capsys.readouterr().out.splitlines()[-1])["parameters"]
+    # One row of the embedding and one column of the head more than Ling-lite has.
+    assert parameters["total"] == 16_801_974_272 + 2 * 2048
+
+
+def test_an_imported_folder_has_a_model_and_no_run(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"num_layers": 3}}))
+    assert main(["inspect", f"--workdir={tmp_path}"]) == status.DONE
+    words = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert ["moe_layers.moe.router_DE", "3x2048x64"] in words
 
 
 def test_settings_are_shown_resolved(tiny_config, capsys):

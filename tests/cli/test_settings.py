@@ -164,6 +164,15 @@ def test_a_folder_without_readable_settings_is_refused(tmp_path, text):
         load_run_folder_config(tmp_path)
 
 
+def test_a_models_file_is_no_run(tmp_path):
+    file = tmp_path / "model.py"
+    file.write_text(
+        "from ring_jax.config import ModelConfig, to_config_dict\n"
+        "def get_config():\n    return to_config_dict(ModelConfig())\n"
+    )
+    assert "holds a model, not a run" in mistake(file)
+
+
 def test_without_any_settings_the_line_says_how_to_give_them():
     line = mistake(None)
     assert "--config=FILE.py" in line
