@@ -193,7 +193,8 @@ class Store:
         target, number = source.with_suffix(".corrupt"), 1
         while target.exists():
             target, number = source.with_suffix(f".corrupt-{number}"), number + 1
-        source.rename(target)
+        if jax.process_index() == 0:
+            source.rename(target)
         absl_logging.warning("checkpoint %d is damaged, moved to %s", step, target.name)
         self._orbax.reload()
 

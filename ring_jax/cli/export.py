@@ -19,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
+        metavar="TYPE",
         default="bfloat16",
-        help="element type of the tensors; float32 is exact",
+        help="float32, which is exact, or bfloat16",
     )
     parser.add_argument(
         "--out",

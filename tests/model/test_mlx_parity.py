@@ -8,6 +8,7 @@ in numpy, which is itself held against mlx-lm on all the rest.
 import dataclasses
 import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import tokenizers
 from ring_jax.checkpoint.mlx_check import max_logit_difference_to_mlx, mlx_logits
 from ring_jax.checkpoint.model_folder import export_folder
 from ring_jax.checkpoint.tree import place
-from ring_jax.config import ModelConfig, MoeConfig, YarnConfig
+from ring_jax.config import ConfigError, ModelConfig, MoeConfig, YarnConfig
 from ring_jax.model import abstract_transformer
 from tests import bailing_reference
 
@@ -150,6 +151,12 @@ def test_the_float64_definition_agrees_where_mlx_cannot_load(mesh, tmp_path, cha
     ours_BTV = _our_logits(config, params)(ids_BT)
     assert 0.5 < reference_BTV.std() < 2.0
     assert np.abs(reference_BTV - ours_BTV).max() <= REFERENCE_TOLERANCE
+
+
+def test_without_mlx_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlx_lm.utils", None)
+    with pytest.raises(ConfigError, match=r"ring_jax\[parity\]"):
+        mlx_logits(tmp_path, _ids(CONFIG))
 
 
 PLANTED = {
