@@ -47,21 +47,20 @@ def run(args: argparse.Namespace) -> int:
     """Prints settings and parameters, or with `--workdir` alone what a run has done."""
     console = rich.console.Console()
     if args.data:
-        config = load_run_config(args)
-        print_rows(config, args.workdir, num_rows=args.data, console=console)
-        return status.DONE
-    summary: dict[str, Any] = {}
-    if args.config is not None:
+        print_rows(
+            load_run_config(args), args.workdir, num_rows=args.data, console=console
+        )
+        summary = {}
+    elif args.config is not None:
         config = load_any_config(args)
-        model = config if isinstance(config, ModelConfig) else config.model
         console.print(_settings(dataclasses.asdict(config)))
+        model = config if isinstance(config, ModelConfig) else config.model
+        summary = _print_parameters(model, console)
     else:
         model = load_run_folder_model_config(require_workdir(args))
-        summary = _print_run(args.workdir, console)
-    console.print(_parameters(model))
+        summary = _print_run(args.workdir, console) | _print_parameters(model, console)
     if args.json:
-        count = dataclasses.asdict(count_parameters(model))
-        print(json.dumps({"status": status.DONE, "parameters": count, **summary}))
+        print(json.dumps({"status": status.DONE, **summary}))
     return status.DONE
 
 
@@ -80,7 +79,10 @@ def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
-def _parameters(config: ModelConfig) -> rich.table.Table:
+def _print_parameters(
+    config: ModelConfig, console: rich.console.Console
+) -> dict[str, Any]:
+    """Prints each parameter's shape; returns the counts for scripts."""
     table = _table("parameter", "shape", "count")
     for path, leaf in jax.tree.leaves_with_path(abstract_transformer(config)):
         # The last key is nnx.Param's own field.
@@ -91,7 +93,8 @@ def _parameters(config: ModelConfig) -> rich.table.Table:
     table.add_section()
     table.add_row("total", "", f"{count.total:,}")
     table.add_row("activated per token", "", f"{count.activated:,}")
-    return table
+    console.print(table)
+    return {"parameters": dataclasses.asdict(count)}
 
 
 def _print_run(workdir: pathlib.Path, console: rich.console.Console) -> dict[str, Any]:
