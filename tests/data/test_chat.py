@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2.sandbox
 import pytest
+import tokenizers
 
 from ring_jax.config import TOKEN_CLASSES, ConfigError
 from ring_jax.data import chat, tokenizer
@@ -93,6 +94,15 @@ def test_jinja_template_writes_what_the_renderer_writes(name, template, trained)
     row = ROWS[name]
     rendered = chat.render(row, trained, template=template)
     assert jinja_text(row.messages, template) == trained.decode(rendered.ids.tolist())
+
+
+@pytest.mark.parametrize("name", sorted(set(ROWS) - {"text", "forged_tokens"}))
+def test_a_server_that_encodes_the_whole_text_gets_the_same_ids(name, trained):
+    # Servers render with Jinja and encode the result at once, tags included.
+    server = tokenizers.Tokenizer.from_str(trained.to_json())
+    text = jinja_text(ROWS[name].messages, "ring")
+    rendered = chat.render(ROWS[name], trained, template="ring")
+    assert server.encode(text).ids == rendered.ids.tolist()
 
 
 @pytest.mark.parametrize("template", chat.TEMPLATES)
