@@ -33,6 +33,8 @@ from ring_jax.config import ConfigError, ModelConfig
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+_START_TOKEN = "<|startoftext|>"
+
 _DTYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
 
 
@@ -77,7 +79,7 @@ def export_folder(
             f"export: parameter `{path}` is {shapes.get(path)}; these settings have "
             f"{expected.get(path)}. Export with the settings that it was trained with."
         )
-    texts = _tokenizer_files(Path(tokenizer), config) | {
+    texts = tokenizer_files(tokenizer, config) | {
         "config.json": _json(config_to_hf(config, dtype=dtype)),
         "chat_template.jinja": chat_template,
     }
@@ -141,47 +143,60 @@ def read_chat_template(folder: str | Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _tokenizer_files(path: Path, config: ModelConfig) -> dict[str, str]:
-    if path.is_dir():
-        path = path / "tokenizer.json"
-    if not path.is_file():
-        raise ConfigError(f"tokenizer: {path} does not exist; give a tokenizer.json.")
-    text = path.read_text(encoding="utf-8")
-    vocab = tokenizers.Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+def tokenizer_files(tokenizer: str | Path, config: ModelConfig) -> dict[str, str]:
+    """Returns the files of a folder that describe a tokenizer, by name.
+
+    Args:
+      tokenizer: a `tokenizer.json`, or a folder that holds one.
+      config: the model that it is for.
+
+    Raises:
+      ConfigError: it is no tokenizer, or its ids are not those of the model.
+    """
+    path = Path(tokenizer)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    vocab = _read_vocab(path)
     names = {token_id: name for name, token_id in vocab.items()}
     if max(names, default=-1) >= config.vocab_size:
         raise ConfigError(
             f"tokenizer: {path} has ids up to {max(names)}, the model has "
-            f"vocab_size={config.vocab_size}; export with the tokenizer of the run."
+            f"vocab_size={config.vocab_size}; give the tokenizer of the model."
         )
     if missing := {config.eos_id, config.pad_id} - set(names):
         raise ConfigError(
             f"tokenizer: {path} has no token of id {min(missing)}, the model's end or "
-            "padding token; export with the tokenizer of the run."
+            "padding token; give the tokenizer of the model."
         )
-    special = {
-        "eos_token": names[config.eos_id],
-        "pad_token": names[config.pad_id],
-    }
-    if "<|startoftext|>" in vocab:
-        special["bos_token"] = "<|startoftext|>"
-    tokenizer_config = {
+    ids = {"eos": config.eos_id, "pad": config.pad_id}
+    if _START_TOKEN in vocab:
+        ids["bos"] = vocab[_START_TOKEN]
+    special = {f"{kind}_token": names[token_id] for kind, token_id in ids.items()}
+    settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_positions,
         "clean_up_tokenization_spaces": False,
         "add_bos_token": False,
         "add_eos_token": False,
-        **special,
     }
-    generation = {"eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
-    if "bos_token" in special:
-        generation["bos_token_id"] = vocab["<|startoftext|>"]
+    generation = {f"{kind}_token_id": token_id for kind, token_id in ids.items()}
     return {
-        "tokenizer.json": text,
-        "tokenizer_config.json": _json(tokenizer_config),
+        "tokenizer.json": path.read_text(encoding="utf-8"),
+        "tokenizer_config.json": _json(settings | special),
         "special_tokens_map.json": _json(special),
         "generation_config.json": _json(generation),
     }
+
+
+def _read_vocab(path: Path) -> dict[str, int]:
+    # Looked at first, because the library's own errors have no type to catch.
+    try:
+        has_model = isinstance(_read_json(path).get("model"), dict)
+    except ConfigError as error:
+        raise ConfigError(f"tokenizer: {path}: {error}") from None
+    if not has_model:
+        raise ConfigError(f"tokenizer: {path} holds no model; give a tokenizer.json.")
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    return backend.get_vocab(with_added_tokens=True)
 
 
 def _refuse_foreign(out_dir: Path) -> None:

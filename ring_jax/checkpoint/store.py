@@ -8,6 +8,7 @@ appears by one rename, so a killed process leaves whole steps and a temporary fo
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -40,6 +41,9 @@ _FAILURES = (OSError, ValueError, RuntimeError)
 
 class StorageError(OSError):
     """The disk or its permissions failed; committed checkpoints are intact."""
+
+    # The command line tells such failures from mistakes and bugs by this number.
+    errno = errno.EIO
 
 
 class Restored[T](NamedTuple):

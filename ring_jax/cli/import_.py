@@ -5,9 +5,12 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import shutil
 
-from ring_jax.checkpoint.model_folder import import_folder, read_chat_template
+from ring_jax.checkpoint.model_folder import (
+    import_folder,
+    read_chat_template,
+    tokenizer_files,
+)
 from ring_jax.checkpoint.store import Store
 from ring_jax.cli import status
 from ring_jax.cli.settings import require_workdir
@@ -33,16 +36,14 @@ def run(args: argparse.Namespace) -> int:
     workdir = require_workdir(args)
     if workdir.exists() and any(workdir.iterdir()):
         raise ConfigError(f"--workdir={workdir} is in use; name a new folder.")
-    tokenizer = args.folder / "tokenizer.json"
     config, params = import_folder(args.folder)
-    if not tokenizer.is_file():
-        raise ConfigError(f"{args.folder}: tokenizer.json is missing; copy it there.")
+    tokenizer = tokenizer_files(args.folder, config)["tokenizer.json"]
     template = read_chat_template(args.folder) or CHAT_TEMPLATES["ling"]
     store = Store(workdir / "checkpoints", keep=1, model=config)
     store.save(0, {"model": params}, {}, {"imported_from": args.folder.name})
     store.close()
     (workdir / "tokenizer").mkdir()
-    shutil.copyfile(tokenizer, workdir / "tokenizer" / "tokenizer.json")
+    (workdir / "tokenizer" / "tokenizer.json").write_text(tokenizer, "utf-8")
     (workdir / "tokenizer" / "chat_template.jinja").write_text(template, "utf-8")
     settings = json.dumps({"model": dataclasses.asdict(config)}, indent=2)
     (workdir / "config.json").write_text(settings, "utf-8")

@@ -186,6 +186,17 @@ def test_a_tokenizer_that_does_not_fit_is_refused(export):
         export(random_parameters(small), small)
 
 
+def test_a_file_that_is_no_tokenizer_is_refused(export, tokenizer):
+    params = random_parameters(CONFIG)
+    for text, message in (("{", "is not JSON"), ("{}", "holds no model")):
+        tokenizer.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            export(params)
+    tokenizer.unlink()
+    with pytest.raises(ConfigError, match="tokenizer.json is missing"):
+        export(params)
+
+
 def test_what_no_export_wrote_is_not_replaced(export, tmp_path):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "thesis.tex").write_text("years of work")

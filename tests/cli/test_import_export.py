@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -109,6 +110,7 @@ def test_export_reads_the_newest_good_checkpoint_of_a_training_run(
         (["import", "--workdir=W"], "--folder"),
         (["import", "--folder=HF"], "--workdir=DIR"),
         (["import", "--folder=HF", "--workdir=USED"], "is in use"),
+        (["import", "--folder=BARE", "--workdir=W"], "tokenizer.json is missing"),
         (["export"], "--workdir=DIR"),
         (["export", "--workdir=W"], "no checkpoint here"),
         (["export", "--workdir=W", "--dtype=int8"], "int8"),
@@ -117,7 +119,9 @@ def test_export_reads_the_newest_good_checkpoint_of_a_training_run(
 def test_a_mistake_is_one_line_and_writes_nothing(
     folder, tmp_path, capsys, words, message
 ):
-    paths = {"HF": folder, "USED": folder, "W": tmp_path / "run"}
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    paths = {"HF": folder, "USED": folder, "BARE": bare, "W": tmp_path / "run"}
     words = [
         "=".join([*word.split("=")[:-1], str(paths[word.split("=")[-1]])])
         if word.split("=")[-1] in paths
