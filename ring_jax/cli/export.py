@@ -5,8 +5,8 @@ import argparse
 import json
 import pathlib
 
-from ring_jax.checkpoint.model_folder import export_folder, read_chat_template
-from ring_jax.checkpoint.trained_model import read_trained_model
+from ring_jax.checkpoint.model_folder import Dtype, export_folder, read_chat_template
+from ring_jax.checkpoint.trained_model import TrainedModel, read_trained_model
 from ring_jax.cli import status
 from ring_jax.cli.settings import load_run_folder_config, require_workdir
 from ring_jax.data.chat import CHAT_TEMPLATES
@@ -34,22 +34,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exports the newest checkpoint that verifies, and prints the folder."""
     workdir = require_workdir(args)
+    out = args.out or workdir / "export"
+    model = export_newest(workdir, out, dtype=args.dtype)
+    if args.json:
+        print(
+            json.dumps({"status": status.DONE, "step": model.step, "folder": str(out)})
+        )
+    return status.DONE
+
+
+def export_newest(
+    workdir: pathlib.Path, out: pathlib.Path, *, dtype: Dtype
+) -> TrainedModel:
+    """Writes the newest checkpoint that verifies to `out`, and returns its model.
+
+    Raises:
+      ConfigError: there is no checkpoint or tokenizer, or `out` holds something else.
+      StorageError: no checkpoint verifies.
+    """
     model = read_trained_model(workdir / "checkpoints")
-    folder = export_folder(
+    export_folder(
         model.params,
         model.config,
-        args.out or workdir / "export",
+        out,
         tokenizer=workdir / "tokenizer",
         chat_template=_chat_template(workdir),
-        dtype=args.dtype,
+        dtype=dtype,
     )
-    files = [*folder.glob("*.safetensors")]
-    megabytes = sum(file.stat().st_size for file in files) / 1e6
-    print(f"step {model.step}: {megabytes:,.1f} MB of {args.dtype} in {folder}")
-    if args.json:
-        out = {"status": status.DONE, "step": model.step, "folder": str(folder)}
-        print(json.dumps(out))
-    return status.DONE
+    megabytes = sum(file.stat().st_size for file in out.glob("*.safetensors")) / 1e6
+    print(f"step {model.step}: {megabytes:,.1f} MB of {dtype} in {out}")
+    return model
 
 
 def _chat_template(workdir: pathlib.Path) -> str:

@@ -11,7 +11,7 @@ import json
 import pathlib
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +48,6 @@ RESUMABLE_CHANGES = (
 class Batches(Protocol):
     """A stage's batches of host arrays, able to say and take back where they stand."""
 
-    def __iter__(self) -> Self: ...
-
     def __next__(self) -> Batch: ...
 
     def get_state(self) -> dict[str, Any]:
@@ -58,6 +56,10 @@ class Batches(Protocol):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from where `get_state` was called."""
+        ...
+
+    def close(self) -> None:
+        """Ends the threads that make batches ahead."""
         ...
 
 
@@ -102,7 +104,8 @@ def train(run: Run, *, start: Callable[[], Transformer] | None = None) -> TrainS
       KeyboardInterrupt: on Ctrl-C or SIGTERM, after a checkpoint.
     """
     config = run.config
-    _claim_workdir(run)
+    check_run(config, run.workdir, run.mesh)
+    _write_config(config, run.workdir)
     log = RunLog(run.workdir, mirror=run.mirror)
     with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
         store = Store(
@@ -186,8 +189,8 @@ class _Loop:
         self, stage: _Stage, state: TrainState, data_state: dict[str, Any] | None
     ) -> TrainState:
         """Steps to the end of a stage, and commits it."""
-        batches = self.run.open_batches(stage.name)
         done = int(state.step) - stage.first_step
+        batches = self.run.open_batches(stage.name)
         if data_state is not None and done:
             batches.set_state(data_state)
         if not done:
@@ -198,7 +201,7 @@ class _Loop:
             first_step=done,
             num_steps=stage.config.num_steps,
         )
-        with progress:
+        with contextlib.closing(batches), progress:
             state = self._steps(stage, state, batches, progress)
         self._save(state, {})
         return state
@@ -332,34 +335,44 @@ def place(batch: Batch, mesh: Mesh) -> Batch:
     )
 
 
-def _claim_workdir(run: Run) -> None:
-    """Writes the settings into a new folder, or holds them against an old one's."""
-    path = run.workdir / "config.json"
-    shards = sharding.num_batch_shards(run.mesh) * run.config.train.num_microbatches
-    if run.config.train.global_batch_size % shards:
+def check_run(config: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> None:
+    """Checks, before anything is read or written, that the run can start or continue.
+
+    Raises:
+      ConfigError: the batch does not split over the devices, or the folder holds a run
+        with other settings.
+    """
+    batch_size = config.train.global_batch_size
+    num_parts = sharding.num_batch_shards(mesh) * config.train.num_microbatches
+    if batch_size % num_parts:
         raise ConfigError(
-            f"train.global_batch_size={run.config.train.global_batch_size} does "
-            f"not divide over {shards} parts (devices x microbatches); make it a "
-            "multiple."
+            f"train.global_batch_size={batch_size} does not divide over {num_parts} "
+            "parts (devices x microbatches); make it a multiple."
         )
-    if path.exists():
-        before = _flat(json.loads(path.read_text("utf-8")))
-        now = _flat(dataclasses.asdict(run.config))
-        changed = sorted(
-            key
-            for key in before.keys() | now.keys()
-            if before.get(key) != now.get(key) and not key.startswith(RESUMABLE_CHANGES)
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    before = _flat(json.loads(path.read_text("utf-8")))
+    now = _flat(dataclasses.asdict(config))
+    changed = sorted(
+        key
+        for key in before.keys() | now.keys()
+        if before.get(key) != now.get(key) and not key.startswith(RESUMABLE_CHANGES)
+    )
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{workdir} holds a run with config.{key}={before.get(key)!r}, not "
+            f"{now.get(key)!r} ({len(changed)} settings differ). Use its settings or "
+            "another --workdir."
         )
-        if changed:
-            key = changed[0]
-            raise ConfigError(
-                f"{run.workdir} holds a run with config.{key}={before.get(key)!r}, not "
-                f"{now.get(key)!r} ({len(changed)} settings differ). Use its settings "
-                "or another --workdir."
-            )
-    run.workdir.mkdir(parents=True, exist_ok=True)
+
+
+def _write_config(config: RunConfig, workdir: pathlib.Path) -> None:
+    path = workdir / "config.json"
+    workdir.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    draft.write_text(to_json(run.config) + "\n", "utf-8")
+    draft.write_text(to_json(config) + "\n", "utf-8")
     draft.replace(path)
 
 

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ring train`: the stages of a config, then panel, export, check and report.
+
+Running the same command again continues the run, and does only what is missing.
+"""
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from ring_jax import sharding
+from ring_jax.checkpoint import import_folder, max_logit_difference_to_mlx, place
+from ring_jax.cli import status
+from ring_jax.cli.devices import use_devices
+from ring_jax.cli.export import export_newest
+from ring_jax.cli.settings import load_run_config, require_workdir
+from ring_jax.config import ConfigError, RunConfig
+from ring_jax.data.mixture import mixture_table
+from ring_jax.data.pipeline import PreparedData, TrainBatches, prepare
+from ring_jax.evaluate import Panel, panel_table
+from ring_jax.model import Transformer, abstract_transformer
+from ring_jax.report import write_report
+from ring_jax.train import Run, TrainingStoppedError, check_run, train
+from ring_jax.train.run_log import RunLog
+from ring_jax.train.tensorboard import tensorboard_mirror
+
+SUMMARY = "trains the stages of a config; run it again to continue"
+
+MAX_LOGIT_DIFFERENCE = 2e-4
+"""Of an export opened by mlx-lm: five times the worst honest difference seen."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds no operands: everything is a setting."""
+    del parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, or continues, and leaves a run folder with export and report."""
+    config, workdir = load_run_config(args), require_workdir(args)
+    use_devices(config)
+    mesh = sharding.make_mesh(config.mesh)
+    check_run(config, workdir, mesh)
+    start = None if config.init_from is None else _initial_model(config)
+    console = Console()
+    with console.status("reading and tokenizing"):
+        data = prepare(config, workdir)
+    (workdir / "mixture.json").write_text(
+        json.dumps(mixture_table(config), indent=2) + "\n", "utf-8"
+    )
+    console.print(_summary(data), highlight=False)
+    settings = Run(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        open_batches=lambda stage: TrainBatches(config, data, stage=stage),
+        evaluate=Panel(config, data, workdir),
+        console=console,
+        mirror=tensorboard_mirror(workdir) if config.train.tensorboard else None,
+    )
+    try:
+        state = train(settings, start=start)
+    except TrainingStoppedError as error:
+        print(f"ring: stopped: {error}", file=sys.stderr)
+        return status.STOPPED
+    panels = RunLog(workdir).records("panel")
+    console.print(panel_table(panels))
+    with jax.set_mesh(mesh):
+        difference = _export(config, workdir, data, state.model)
+    report = write_report(workdir)
+    print(f"report: {report}")
+    if args.json:
+        out = {
+            "status": status.DONE,
+            "panels": panels,
+            "max_logit_difference_to_mlx": difference,
+            "report": str(report),
+        }
+        print(json.dumps(out))
+    is_same = difference is None or difference <= MAX_LOGIT_DIFFERENCE
+    return status.DONE if is_same else status.STOPPED
+
+
+def _initial_model(config: RunConfig) -> Callable[[], Transformer]:
+    """Reads and checks the folder now; the parameters go to the mesh when called."""
+    assert config.init_from is not None
+    found, params = import_folder(config.init_from)
+    if found != config.model:
+        raise ConfigError(
+            f"init_from={config.init_from} holds {found}, not {config.model}; set "
+            "config.model to what the folder holds."
+        )
+    return lambda: place(abstract_transformer(config.model), params)
+
+
+def _summary(data: PreparedData) -> str:
+    num_rows = sum(len(rows) for rows in data.rendered.values())
+    num_tokens = sum(len(row.ids) for rows in data.rendered.values() for row in rows)
+    num_dropped = sum(data.num_dropped.values())
+    dropped = f", {num_dropped} too long" if num_dropped else ""
+    return (
+        f"{num_rows:,} rows of {len(data.rendered)} sources, {num_tokens:,} tokens "
+        f"of a {data.tokenizer.vocab_size}-entry tokenizer{dropped}"
+    )
+
+
+def _export(
+    config: RunConfig, workdir: pathlib.Path, data: PreparedData, model: Transformer
+) -> float | None:
+    """Exports in float32, opens the folder with mlx-lm, and returns the difference."""
+    folder = workdir / "export"
+    export_newest(workdir, folder, dtype="float32")
+    if importlib.util.find_spec("mlx_lm") is None:
+        print("not opened by mlx-lm: pip install 'ring_jax[parity]' for that check")
+        return None
+    rows = [row.ids for rows in data.rendered.values() for row in rows[:8]]
+    stream = np.concatenate(rows)
+    num_rows, length = sharding.num_batch_shards(jax.sharding.get_mesh()), 64
+    stream = np.resize(stream, num_rows * length)
+    ids_BT = stream.reshape(num_rows, length).astype(np.int32)
+
+    def our_logits(ids_BT: np.ndarray) -> np.ndarray:
+        return jax.device_get(_logits(model, ids_BT))
+
+    difference = max_logit_difference_to_mlx(folder, our_logits, ids_BT)
+    print(f"opened by mlx-lm: max logit difference {difference:.1e}")
+    return difference
+
+
+@jax.jit
+def _logits(model: Transformer, ids_BT: jax.Array) -> jax.Array:
+    ids_BT = jax.reshard(ids_BT, sharding.activation("BT"))
+    positions_BT = jnp.broadcast_to(
+        jnp.arange(ids_BT.shape[1])[None],
+        ids_BT.shape,
+        out_sharding=sharding.activation("BT"),
+    )
+    hidden_BTD, _ = model(
+        ids_BT, segments_BT=jnp.ones_like(ids_BT), positions_BT=positions_BT
+    )
+    return model.logits(hidden_BTD)
