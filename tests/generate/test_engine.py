@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cached, batched decoding says what the plain model would say, row by row."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ring_jax import sharding
+from ring_jax.config import (
+    ConfigError,
+    EvaluateConfig,
+    MeshConfig,
+    ModelConfig,
+    MoeConfig,
+)
+from ring_jax.data import tokenizer as tokenizers
+from ring_jax.generate import Engine, Sampler, engine
+from ring_jax.generate.sampler import choose
+from ring_jax.model import Transformer, init_transformer
+
+TOKENIZER = tokenizers.train(["seven plus eight is fifteen"] * 3, vocab_size=280)
+NUM_UNUSED = 8
+# Weights of this size make tokens follow from context: with small ones a model repeats
+# one token whatever it has read, and a broken cache would go unnoticed.
+MODEL = ModelConfig(
+    vocab_size=TOKENIZER.vocab_size + NUM_UNUSED,
+    model_dim=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    moe=MoeConfig(
+        num_experts=8, num_experts_per_token=2, num_shared_experts=1, expert_dim=16
+    ),
+    init_std=0.5,
+    eos_id=TOKENIZER.eos_id,
+    pad_id=TOKENIZER.eos_id,
+)
+SIZES = EvaluateConfig(max_prompt_tokens=12, max_new_tokens=10, batch_size=4)
+PROMPTS = [[5, 60, 31], [9], [70, 71, 72, 73, 74, 75], list(range(20, 32)), [9, 10]]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initialize(config: ModelConfig, seed: int) -> Transformer:
+    return init_transformer(config, jax.random.key(seed))
+
+
+def create(*, seed: int = 0) -> Transformer:
+    return initialize(MODEL, seed)
+
+
+def complete(model, prompts, *, config=SIZES, **options):
+    completions = Engine(model, TOKENIZER, config=config, **options).generate(prompts)
+    return [completion.ids for completion in completions]
+
+
+@jax.jit
+def next_logits(model, ids_BT, length):
+    """The plain model on one row without padding before it, as the definition reads."""
+    slots_BT = jnp.arange(ids_BT.shape[1])[None]
+    hidden_BTD, _ = model(
+        ids_BT,
+        segments_BT=(slots_BT < length).astype(jnp.int32),
+        positions_BT=slots_BT,
+    )
+    return model.logits(hidden_BTD)[0, length - 1, : TOKENIZER.vocab_size]
+
+
+def uncached_greedy(model, prompt: list[int], *, num_tokens: int) -> list[int]:
+    ids = list(prompt)
+    while len(ids) < len(prompt) + num_tokens:
+        row = np.zeros((1, SIZES.max_prompt_tokens + SIZES.max_new_tokens), np.int32)
+        row[0, : len(ids)] = ids
+        ids.append(int(jnp.argmax(next_logits(model, row, len(ids)))))
+        if ids[-1] == TOKENIZER.eos_id:
+            break
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cached_greedy_is_the_uncached_argmax_step_by_step(mesh, seed):
+    model = create(seed=seed)
+    expected = [uncached_greedy(model, prompt, num_tokens=10) for prompt in PROMPTS]
+    assert complete(model, PROMPTS) == expected
+    # The check means something only if the model does not say one thing to all.
+    assert len({tuple(ids) for ids in expected}) == len(PROMPTS)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(mesh):
+    model = create()
+    together = complete(model, PROMPTS)
+    alone = [complete(model, [prompt])[0] for prompt in PROMPTS]
+    assert together == alone
+    assert complete(model, PROMPTS[::-1]) == together[::-1]
+
+
+def test_a_row_does_not_depend_on_its_padding(mesh):
+    model = create()
+    wider = dataclasses.replace(SIZES, max_prompt_tokens=29, batch_size=3)
+    assert complete(model, PROMPTS, config=wider) == complete(model, PROMPTS)
+
+
+def test_fewer_new_tokens_give_a_prefix(mesh):
+    model = create()
+    shorter = dataclasses.replace(SIZES, max_new_tokens=4)
+    long, short = complete(model, PROMPTS), complete(model, PROMPTS, config=shorter)
+    assert short == [ids[:4] for ids in long]
+
+
+def with_end_token_at(model: Transformer, name: int) -> Transformer:
+    """Swaps the end token with another in embedding and head."""
+    end = TOKENIZER.eos_id
+    order = np.arange(MODEL.vocab_size)
+    order[[end, name]] = order[[name, end]]
+    model.embed_VD[...] = model.embed_VD[...][order]
+    assert model.head_DV is not None
+    model.head_DV[...] = model.head_DV[...][:, order]
+    return model
+
+
+def test_a_row_stops_at_its_end_token_and_others_go_on(mesh):
+    said = complete(create(), PROMPTS)
+    swapped = said[0][3]
+    model = with_end_token_at(create(), swapped)
+    completions = Engine(model, TOKENIZER, config=SIZES).generate(PROMPTS)
+    first = completions[0]
+    assert first.ids == [*said[0][: said[0].index(swapped)], TOKENIZER.eos_id]
+    assert first.stop_reason == "stop" and first.text.endswith("<|endoftext|>")
+    for before, completion in zip(said, completions, strict=True):
+        has_ended = completion.ids[-1] == TOKENIZER.eos_id
+        assert (completion.stop_reason == "stop") == has_ended
+        assert TOKENIZER.eos_id not in completion.ids[:-1]
+        assert len(completion.ids) == SIZES.max_new_tokens or has_ended
+        assert has_ended == (swapped in before)
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=5.0)])
+def test_ids_without_a_token_never_appear(mesh, sampler):
+    model = create()
+    assert model.head_DV is not None
+    # Unused rows of the head are made the most probable ones whatever was read.
+    head_DV = model.head_DV[...]
+    loud = 50.0 * jnp.sign(head_DV[:, TOKENIZER.vocab_size :])
+    model.head_DV[...] = head_DV.at[:, TOKENIZER.vocab_size :].set(loud)
+    for ids in complete(model, PROMPTS, sampler=sampler):
+        assert max(ids) < TOKENIZER.vocab_size
+
+
+def test_draws_depend_on_seed_and_prompt_and_not_on_neighbours(mesh):
+    model = create()
+    warm = Sampler(temperature=1.5, seed=3)
+    drawn = complete(model, PROMPTS, sampler=warm)
+    assert drawn == complete(model, PROMPTS, sampler=warm)
+    assert drawn != complete(model, PROMPTS, sampler=Sampler(temperature=1.5, seed=4))
+    assert drawn != complete(model, PROMPTS)
+    narrow = dataclasses.replace(SIZES, batch_size=2)
+    assert drawn == complete(model, PROMPTS, sampler=warm, config=narrow)
+    # Two askings of one prompt are two draws.
+    one, two = complete(model, [PROMPTS[0]] * 2, sampler=warm)
+    assert one != two
+
+
+def test_draws_follow_the_softmax_at_the_temperature(mesh):
+    probabilities_V = np.array([0.5, 0.3, 0.2, 0.0])
+    logits_V = np.log(np.maximum(probabilities_V, 1e-30))
+    size, temperature = 4000, 2.0
+    drawn_B = choose(
+        jnp.broadcast_to(jnp.asarray(logits_V)[None], (size, 4)),
+        temperature=temperature,
+        step_key=jax.random.key(0),
+        numbers_B=jnp.arange(size),
+    )
+    tempered_V = probabilities_V**0.5 / (probabilities_V**0.5).sum()
+    share_V = np.bincount(np.asarray(drawn_B), minlength=4) / size
+    # Four standard deviations of a share of 0.5 of 4000 draws.
+    np.testing.assert_allclose(share_V, tempered_V, atol=4 * 0.5 / size**0.5)
+
+
+@pytest.mark.parametrize("shape", [{"data": 4}, {"fsdp": 2, "expert": 2}])
+def test_a_larger_mesh_says_the_same(mesh, shape):
+    expected = complete(create(), PROMPTS)
+    devices = jax.devices()[:4]
+    larger = sharding.make_mesh(MeshConfig(**({"data": 1} | shape)), devices)
+    with jax.set_mesh(larger):
+        # Three prompts a batch do not divide over four devices; padding makes them.
+        config = dataclasses.replace(SIZES, batch_size=3)
+        assert complete(create(), PROMPTS, config=config) == expected
+
+
+def test_bfloat16_decodes_too(mesh):
+    for ids in complete(create(), PROMPTS, dtype="bfloat16"):
+        assert 0 < len(ids) <= SIZES.max_new_tokens
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [([[1] * 13], "13 tokens.*max_prompt_tokens=12"), ([[1], []], "no tokens")],
+)
+def test_a_prompt_that_does_not_fit_is_a_mistake_of_one_line(mesh, prompts, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        complete(create(), prompts)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_beyond_the_positions_of_the_model_is_refused(mesh):
+    long = dataclasses.replace(SIZES, max_new_tokens=16_380)
+    with pytest.raises(ConfigError, match="12 .*=16380 .*=16384"):
+        Engine(create(), TOKENIZER, config=long)
+
+
+def test_nothing_asked_is_nothing_said(mesh):
+    assert complete(create(), []) == []
+
+
+def test_models_of_one_shape_share_one_program(mesh):
+    complete(create(seed=0), PROMPTS)
+    program: Any = engine._decode
+    before = program._cache_size()
+    complete(create(seed=1), PROMPTS[:2])
+    assert program._cache_size() == before
