@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import itertools
 import random
+import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -33,8 +34,9 @@ CATEGORIES = (
     "food",
     "literature",
 )
+UNFIT_WORDS = {"bend", "die", "mate", "stupid", "suicide"}
 MAX_PROMPT_CHARACTERS = 48
-MAX_REPLY_CHARACTERS = 48
+MAX_REPLY_CHARACTERS = 56
 TRAINED_WORDINGS = ("{}", "Hey, {}", "Hi! {}", "{} Thanks.")
 HELDOUT_WORDINGS = ("Hello! {}", "{} Thank you.")
 
@@ -54,7 +56,8 @@ def read_dialogue(config: SourceConfig, *, name: str, seed: int) -> SourceRows:
     origin = {"source": name, **dataclasses.asdict(package)}
     replies = _replies()
     prompts = sorted(replies)
-    random.Random(f"{seed}/{name}").shuffle(prompts)
+    order = random.Random(f"{seed}/{name}")
+    order.shuffle(prompts)
     task = config.task or "reworded"
     trained = [
         prompt for prompt in prompts if task == "reworded" or not is_heldout(prompt)
@@ -64,9 +67,11 @@ def read_dialogue(config: SourceConfig, *, name: str, seed: int) -> SourceRows:
     trained = trained[: max(1, config.num_rows // num_wordings)]
     asked = [p for p in prompts if p in asked and (task == "unseen" or p in trained)]
     wordings = HELDOUT_WORDINGS if task == "reworded" else ("{}",)
+    heldout = _rows(asked, wordings, replies, task=task, origin=origin)
+    order.shuffle(heldout)
     return SourceRows(
         _rows(trained, TRAINED_WORDINGS, replies, task=task, origin=origin),
-        _rows(asked, wordings, replies, task=task, origin=origin)[: config.num_heldout],
+        heldout[: config.num_heldout],
     )
 
 
@@ -117,6 +122,8 @@ def _exchanges() -> Iterator[tuple[str, str]]:
     for category in CATEGORIES:
         text = (folder / f"{category}.yml").read_text(encoding="utf-8")
         for turns in yaml.safe_load(text)["conversations"]:
-            prompt, *replies = (" ".join(str(turn).split()) for turn in turns)
-            if replies:
-                yield prompt, replies[0]
+            if not isinstance(turns, list) or len(turns) < 2:  # slips in the files
+                continue
+            prompt, reply = (" ".join(str(turn).split()) for turn in turns[:2])
+            if not UNFIT_WORDS & set(re.findall("[a-z]+", prompt.lower())):
+                yield prompt, reply
