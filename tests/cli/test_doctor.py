@@ -42,7 +42,7 @@ def test_a_healthy_machine_and_config_pass(examine):
     ("override", "name", "part"),
     [
         ("--config.mesh.expert=3", "mesh", "expert=3"),
-        ("--config.train.global_batch_size=12", "mesh", "12 rows"),
+        ("--config.train.global_batch_size=12", "mesh", "global_batch_size=12"),
         ("--config.train.seq_length=8", "config", "seq_len"),
         ("--config.data.tokenizer.vocab_size=600", "tokenizer", "vocab_size=512"),
         ("--config.data.tokenizer.path=nowhere", "tokenizer", "does not exist"),
