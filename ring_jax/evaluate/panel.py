@@ -1,123 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The held-out panel: what a model answers on its own, graded by each task's verifier.
+"""The held-out panel: the model writes freely, verifiers grade what it wrote.
 
-Accuracy is free-running: greedy decoding from the prompt alone. The teacher-forced
-loss on the same rows stands beside it under its own name.
+Accuracy is free-running: decoding starts from the prompt alone and nothing of the gold
+reply is shown. The held-out loss is teacher-forced; it stands beside the accuracy under
+its own name and is never an accuracy.
 """
 
+import dataclasses
 import json
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from absl import logging
 
-from ring_jax import sharding
-from ring_jax.batch import Batch
-from ring_jax.config import RunConfig
+from ring_jax.config import ConfigError, RunConfig
 from ring_jax.data.chat import parse_reply, prompt_text, render_prompt
-from ring_jax.data.pipeline import PreparedData, heldout_batches
+from ring_jax.data.pipeline import PreparedData
 from ring_jax.data.schema import Row
+from ring_jax.evaluate.heldout_loss import HeldoutLoss
 from ring_jax.generate import Completion, Engine
 from ring_jax.model import Transformer
-from ring_jax.objectives import next_tokens, training_loss
 from ring_jax.verify import grade, most_frequent_answer_score
 
 
 class Panel:
-    """Grades the models of a run; its compiled programs serve every stage."""
+    """Grades a model on the held-out rows of every source; made before training."""
 
-    def __init__(self, config: RunConfig, data: PreparedData, workdir: pathlib.Path):
-        """Keeps what every stage is graded on; a mesh must be in force when called."""
+    def __init__(self, config: RunConfig, data: PreparedData, workdir: Path):
+        """Chooses and renders the items, so that what cannot be asked fails now.
+
+        Args:
+          config: of the run; `evaluate` sets the number of items and of tokens.
+          data: tokenizer and held-out rows.
+          workdir: the run folder, whose `samples/` receives graded outputs.
+
+        Raises:
+          ConfigError: all prompts of a source are longer than a prompt may be.
+        """
         self._config = config
-        self._data = data
-        self._samples = workdir / "samples"
-        self._loss = jax.jit(self._sums)
-        count = config.evaluate.items_per_source
-        self._graded = {
-            name: [row for row in source.heldout if row.verifier][:count]
-            for name, source in data.sources.items()
+        self._tokenizer = data.tokenizer
+        self._workdir = workdir
+        self._items = {
+            source: _items(rows.heldout, source, config, data)
+            for source, rows in data.sources.items()
+            if rows.heldout
         }
+        self._heldout_loss = HeldoutLoss(config, data)
 
     def __call__(self, model: Transformer, stage: str) -> list[dict[str, Any]]:
-        """Grades the model at the end of a stage, and keeps every item's record.
+        """Grades a model, and writes `samples/<stage>.jsonl`; a mesh is in force.
 
         Returns:
-          A row per source with held-out rows: free-running `accuracy`, the score of
-          always giving the most frequent answer, the share of well-formed replies, new
-          tokens per reply, the mean teacher-forced loss; None where one does not apply.
+          One row per source as `metrics.jsonl` keeps it; a source that no verifier
+          grades has a held-out loss only, and None for the other scores.
         """
+        graded = self._graded(model)
+        losses = self._heldout_loss(model)
+        rows = [
+            _summary(source, items, graded[source], losses[source])
+            for source, items in self._items.items()
+        ]
+        if jax.process_index() == 0:
+            samples = [sample for of_source in graded.values() for sample in of_source]
+            _write_samples(self._workdir / "samples" / f"{stage}.jsonl", samples)
+        return rows
+
+    def _graded(self, model: Transformer) -> dict[str, list[dict[str, Any]]]:
         engine = Engine(
             model,
-            self._data.tokenizer,
+            self._tokenizer,
             config=self._config.evaluate,
             dtype=self._config.train.compute_dtype,
         )
-        rows = [row for graded in self._graded.values() for row in graded]
-        template, tokenizer = self._config.data.template, self._data.tokenizer
-        prompts = [render_prompt(row, tokenizer, template=template) for row in rows]
-        items: dict[str, list[dict[str, Any]]] = {name: [] for name in self._graded}
-        for row, completion in zip(rows, engine.generate(prompts), strict=True):
-            items[row.source].append(grade_item(row, completion, template=template))
-        self._write(stage, items)
-        return [
-            self._row(model, name, items[name])
-            for name, source in self._data.sources.items()
-            if source.heldout
+        asked = [
+            (source, item)
+            for source, items in self._items.items()
+            for item in items
+            if item.row.verifier
         ]
-
-    def _row(
-        self, model: Transformer, name: str, items: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        first = self._data.sources[name].heldout[0]
-        answers = [row.answer for row in self._graded[name]]
-        return {
-            "source": name,
-            "domain": first.domain,
-            "task": first.task,
-            "level": first.level,
-            "num_items": len(items) or len(self._data.sources[name].heldout),
-            "accuracy": _mean([item["correct"] for item in items]),
-            "most_frequent": most_frequent_answer_score(answers) if items else None,
-            "well_formed": _mean([item["well_formed"] for item in items]),
-            "mean_tokens": _mean([item["num_tokens"] for item in items]),
-            "heldout_loss": self._heldout_loss(model, name),
-        }
-
-    def _heldout_loss(self, model: Transformer, name: str) -> float:
-        layout = sharding.on_mesh(sharding.activation("BT"), jax.sharding.get_mesh())
-        total = np.zeros(2)
-        for batch in heldout_batches(self._config, self._data, source=name):
-            placed = jax.tree.map(lambda x: jax.device_put(x, layout), batch)
-            total += jax.device_get(self._loss(model, placed))
-        return float(total[0] / total[1])
-
-    def _sums(self, model: Transformer, batch: Batch) -> jax.Array:
-        """Returns f32[2]: the weighted cross-entropy of a batch, and its weight."""
-        weight = jnp.sum(next_tokens(batch).weights_BT)
-        _, stats = training_loss(
-            model,
-            batch,
-            config=self._config.train,
-            num_sources=len(self._data.sources),
-            total_weight=jnp.maximum(weight, 1e-6),
-            share=1.0,
-            noise=None,
-        )
-        return jnp.stack([stats.cross_entropy * weight, weight])
-
-    def _write(self, stage: str, items: Mapping[str, list[dict[str, Any]]]) -> None:
-        self._samples.mkdir(exist_ok=True)
-        lines = [json.dumps(item) for name in items for item in items[name]]
-        draft = self._samples / f"{stage}.tmp"
-        draft.write_text("".join(line + "\n" for line in lines), "utf-8")
-        draft.replace(self._samples / f"{stage}.jsonl")
+        completions = engine.generate([item.prompt_ids for _, item in asked])
+        graded: dict[str, list[dict[str, Any]]] = {source: [] for source in self._items}
+        for (source, item), completion in zip(asked, completions, strict=True):
+            sample = grade_completion(item.row, completion)
+            graded[source].append({**sample, "prompt": item.prompt})
+        return graded
 
 
-def grade_item(row: Row, completion: Completion, *, template: str) -> dict[str, Any]:
-    """Grades one reply; what comes back is a line of `samples/<stage>.jsonl`."""
+def grade_completion(row: Row, completion: Completion) -> dict[str, Any]:
+    """Grades what was said to a held-out row, as `samples/<stage>.jsonl` keeps it."""
     reply = parse_reply(completion.text)
     verdict = grade(
         verifier=row.verifier,
@@ -130,7 +103,6 @@ def grade_item(row: Row, completion: Completion, *, template: str) -> dict[str, 
         "domain": row.domain,
         "task": row.task,
         "level": row.level,
-        "prompt": prompt_text(row, template=template),
         "output": completion.text,
         "answer": row.answer,
         "extracted": verdict.extracted,
@@ -141,5 +113,75 @@ def grade_item(row: Row, completion: Completion, *, template: str) -> dict[str, 
     }
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Item:
+    """A held-out row and what is asked of it; no verifier, no prompt."""
+
+    row: Row
+    prompt: str
+    prompt_ids: list[int]
+
+
+def _items(
+    rows: Sequence[Row], source: str, config: RunConfig, data: PreparedData
+) -> list[_Item]:
+    items = [
+        _item(row, config, data) for row in rows[: config.evaluate.items_per_source]
+    ]
+    limit = config.evaluate.max_prompt_tokens
+    fitting = [item for item in items if len(item.prompt_ids) <= limit]
+    if items and not fitting:
+        shortest = min(len(item.prompt_ids) for item in items)
+        raise ConfigError(
+            f"data.sources.{source}: its held-out prompts have at least {shortest} "
+            f"tokens, more than evaluate.max_prompt_tokens={limit}; raise it."
+        )
+    if num_long := len(items) - len(fitting):
+        logging.info("panel: left out %d long prompts of %s", num_long, source)
+    return fitting
+
+
+def _item(row: Row, config: RunConfig, data: PreparedData) -> _Item:
+    if not row.verifier:
+        return _Item(row, "", [])
+    template = config.data.template
+    ids = render_prompt(row, data.tokenizer, template=template)
+    return _Item(row, prompt_text(row, template=template), ids)
+
+
+def _summary(
+    source: str,
+    items: Sequence[_Item],
+    graded: Sequence[Mapping[str, Any]],
+    heldout_loss: float | None,
+) -> dict[str, Any]:
+    answers = [sample["answer"] for sample in graded]
+    return {
+        "source": source,
+        "domain": items[0].row.domain,
+        "task": _common([item.row.task for item in items]),
+        "level": _common([item.row.level for item in items]),
+        "num_items": len(graded) or len(items),
+        "accuracy": _mean([sample["correct"] for sample in graded]),
+        "most_frequent": most_frequent_answer_score(answers) if answers else None,
+        "well_formed": _mean([sample["well_formed"] for sample in graded]),
+        "mean_tokens": _mean([sample["num_tokens"] for sample in graded]),
+        "heldout_loss": heldout_loss,
+    }
+
+
+def _common(values: Sequence[str]) -> str:
+    """Returns what all rows of a source share; a mixed source has no task."""
+    return values[0] if len(set(values)) == 1 else ""
+
+
 def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+    return sum(values) / len(values) if values else None
+
+
+def _write_samples(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text("".join(lines), encoding="utf-8")
+    os.replace(unfinished, path)

@@ -1,62 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The panels of a run as one table for the terminal."""
+"""The panels of a run as a table for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import rich.box
 from rich.table import Table
 
-from ring_jax.report.panels import (
-    REASONING,
-    domain_averages,
-    general_average,
-    level_averages,
+from ring_jax.report import Average, domain_averages, level_averages
+
+CAPTION = (
+    "share right, free-running; in brackets the share well-formed. "
+    "`most frequent` is what giving always the most frequent gold answer scores."
 )
 
 
 def panel_table(panels: Sequence[Mapping[str, Any]]) -> Table:
-    """Sets the stages of a run side by side.
+    """Lays out panel records: a line per domain and level, a column per stage.
 
     Args:
-      panels: the run's panel records, `{"stage": ..., "rows": [...]}`, in order.
-
-    Returns:
-      A row per reasoning level and other domain, and the average of the latter:
-      items, the score of the most frequent answer, each stage's accuracy, and the last
-      stage's share of well-formed replies. All are means over items, in percent.
+      panels: `panel` records of `metrics.jsonl`, in the order of the stages.
     """
-    table = Table(title="Held-out, free-running accuracy (%)")
-    table.add_column("domain", no_wrap=True)
-    for heading in ("items", "most\nfrequent"):
-        table.add_column(heading, justify="right")
+    table = Table(title="Held-out panel", caption=CAPTION, box=rich.box.SIMPLE_HEAD)
+    table.add_column("domain")
+    table.add_column("items", justify="right")
+    table.add_column("most frequent", justify="right")
     for panel in panels:
-        table.add_column(panel["stage"], justify="right", overflow="fold")
-    table.add_column("well-\nformed", justify="right")
-    by_stage = [_averages(panel["rows"]) for panel in panels]
-    for name, last in by_stage[-1].items():
-        if last.accuracy is not None:
-            table.add_row(
-                name,
-                str(last.num_items),
-                _percent(last.most_frequent),
-                *(_percent(averages[name].accuracy) for averages in by_stage),
-                _percent(last.well_formed),
-            )
+        table.add_column(str(panel["stage"]), justify="right")
+    by_domain = [domain_averages(panel["rows"]) for panel in panels]
+    by_level = [level_averages(panel["rows"]) for panel in panels]
+    for domain in by_domain[-1] if by_domain else ():
+        averages = [averages.get(domain) for averages in by_domain]
+        _add(table, domain, averages, style="bold")
+        for key in by_level[-1]:
+            if key[0] == domain:
+                _add(table, f"  {key[1]}", [levels.get(key) for levels in by_level])
     return table
 
 
-def _averages(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    graded = [row for row in rows if row["accuracy"] is not None]
-    named = {
-        f"{domain} {level}": average
-        for (domain, level), average in level_averages(graded).items()
-        if domain == REASONING
-    }
-    for domain, average in domain_averages(graded).items():
-        if domain != REASONING:
-            named[domain] = average
-    return named | {"general (all but reasoning)": general_average(graded)}
+def _add(
+    table: Table, name: str, averages: Sequence[Average | None], *, style: str = ""
+) -> None:
+    newest = averages[-1]
+    # A domain that no verifier grades (plain text) has a loss only, and no line here.
+    if newest is None or newest.accuracy is None:
+        return
+    cells = [_cell(average) for average in averages]
+    frequent = _percent(newest.most_frequent)
+    table.add_row(name, str(newest.num_items), frequent, *cells, style=style)
+
+
+def _cell(average: Average | None) -> str:
+    if average is None or average.accuracy is None:
+        return "–"
+    return f"{_percent(average.accuracy)} ({_percent(average.well_formed)})"
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+    return "–" if share is None else f"{100 * share:.0f} %"

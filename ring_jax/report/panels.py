@@ -23,6 +23,7 @@ class Average:
     """Scores of several panel rows, averaged over their items; None: no row has it."""
 
     num_items: int
+    """Items behind the accuracy; all of them where none was graded."""
     accuracy: float | None
     most_frequent: float | None
     well_formed: float | None
@@ -80,7 +81,9 @@ def _averages[Key](
 def average(rows: Sequence[PanelRow]) -> Average:
     """Averages rows, each weighted by its number of items."""
     scores = {score: _weighted_mean(rows, score) for score in SCORES}
-    num_items = sum(int(row.get("num_items") or 0) for row in rows)
+    # Rows that no verifier grades must not narrow the interval of the accuracy.
+    graded = [row for row in rows if row.get("accuracy") is not None] or rows
+    num_items = sum(int(row.get("num_items") or 0) for row in graded)
     return Average(num_items=num_items, **scores)
 
 

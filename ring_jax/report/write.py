@@ -399,10 +399,10 @@ def _stages(run: RunFolder, spans: Spans) -> list[dict[str, Any]]:
 
 
 def _table(run: RunFolder) -> list[dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple, dict[str, Any]] = {}
     for stage, panel in run.panels.items():
         for row in _rows(panel):
-            key = str(row.get("source"))
+            key = (row.get("source"), row.get("task"), row.get("level"))
             entry = rows.setdefault(key, {"row": row, "stages": {}})
             entry["stages"][stage] = row
     return sorted(rows.values(), key=_table_order)
