@@ -25,9 +25,9 @@ from ring_jax.cli.settings import (
     require_workdir,
 )
 from ring_jax.config import ModelConfig
+from ring_jax.evaluate import panel_table
 from ring_jax.model.flops import abstract_transformer, count_parameters
-from ring_jax.report import domain_averages
-from ring_jax.report.run_folder import RunFolder, read_run_folder
+from ring_jax.report.run_folder import read_run_folder
 
 SUMMARY = "prints settings and parameters, a run folder's state, or rows as tokens"
 
@@ -105,13 +105,15 @@ def _print_run(workdir: pathlib.Path, console: rich.console.Console) -> dict[str
     console.print(_last_step(last))
     console.print(_table_of_checkpoints(checkpoints))
     if folder.panels:
-        console.print(_panels(folder))
+        console.print(panel_table(list(folder.panels.values())))
     return {"last": last, "checkpoints": [step for step, _ in checkpoints]}
 
 
 def _last_step(last: Mapping[str, Any]) -> rich.table.Table:
     table = _table("newest record", "value")
     for key, value in last.items():
+        if key in ("kind", "time"):
+            continue
         table.add_row(key, f"{value:,.6g}" if isinstance(value, float) else str(value))
     if not last:
         table.add_row("", "no step is logged yet")
@@ -137,27 +139,6 @@ def _table_of_checkpoints(
         )
     if not checkpoints:
         table.add_row("none", "", "")
-    return table
-
-
-def _panels(folder: RunFolder) -> rich.table.Table:
-    """Lays out accuracy, free-running on held-out items, by domain and stage."""
-    averages = {
-        stage: domain_averages(panel["rows"]) for stage, panel in folder.panels.items()
-    }
-    table = _table("accuracy by domain", *averages)
-    domains = dict.fromkeys(
-        domain for average in averages.values() for domain in average
-    )
-    for domain in domains:
-        cells = [average.get(domain) for average in averages.values()]
-        table.add_row(
-            domain,
-            *(
-                f"{cell.accuracy:.3f}" if cell and cell.accuracy is not None else ""
-                for cell in cells
-            ),
-        )
     return table
 
 
