@@ -64,7 +64,7 @@ def load_run_config(args: argparse.Namespace) -> RunConfig:
             f"{args.verb}: no settings; give --config=FILE.py or a run's --workdir=DIR."
         )
     tree = dataclasses.asdict(load_run_folder_config(args.workdir))
-    return _override(RunConfig, tree, args.overrides)
+    return override(RunConfig, tree, args.overrides)
 
 
 def load_any_config(args: argparse.Namespace) -> RunConfig | ModelConfig:
@@ -75,7 +75,7 @@ def load_any_config(args: argparse.Namespace) -> RunConfig | ModelConfig:
     """
     tree = load_config_file(args.config).to_dict()
     schema = ModelConfig if "vocab_size" in tree else RunConfig
-    return _override(schema, tree, args.overrides)
+    return override(schema, tree, args.overrides)
 
 
 def require_workdir(args: argparse.Namespace) -> pathlib.Path:
@@ -180,7 +180,7 @@ def _explain(error: Exception, path: pathlib.Path) -> str:
     return f"{type(error).__name__}{where}: {text}. Mend the file."
 
 
-def _override[T](
+def override[T](
     schema: type[T], tree: dict[str, Any], overrides: Iterable[tuple[str, str]]
 ) -> T:
     """Edits a tree as `--config.section.field=value` asks, and checks the result.
