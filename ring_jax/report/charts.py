@@ -16,12 +16,24 @@ MAX_POINTS = 600
 """Points drawn per line: more than a plot has pixels to tell apart."""
 
 
+MAX_GAP = 5
+"""Logged steps that may lack a metric before its line breaks: a source with a small
+share is absent from a batch now and then, and from a stage that does not train it."""
+
+Point = tuple[int, float]
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One metric over the steps."""
+    """One metric over the steps, in stretches without a gap."""
 
     name: str
-    points: Sequence[tuple[int, float]]
+    stretches: Sequence[Sequence[Point]]
+
+    @property
+    def points(self) -> list[Point]:
+        """All points in the order of their steps."""
+        return [point for stretch in self.stretches for point in stretch]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +43,7 @@ class DrawnLine:
     name: str
     path: str
     """SVG path data in a box of 100 by 100."""
-    points: Sequence[tuple[int, float]]
+    points: Sequence[Point]
     last: float
 
 
@@ -73,12 +85,17 @@ class LineChart:
 
 def line(records: Sequence[Record], key: str, *, name: str | None = None) -> Line:
     """Collects one metric; records without a finite number are left out."""
-    points = [
-        (record["step"], float(record[key]))
-        for record in records
-        if isinstance(record.get(key), int | float) and math.isfinite(record[key])
-    ]
-    return Line(name or key, _thin_out(points))
+    stretches: list[list[Point]] = []
+    last_index = -math.inf
+    for index, record in enumerate(records):
+        value = record.get(key)
+        if isinstance(value, int | float) and math.isfinite(value):
+            if index - last_index > MAX_GAP:
+                stretches.append([])
+            stretches[-1].append((record["step"], float(value)))
+            last_index = index
+    total = sum(map(len, stretches))
+    return Line(name or key, [_thin_out(part, total=total) for part in stretches])
 
 
 def line_chart(
@@ -103,7 +120,7 @@ def line_chart(
     Returns:
       The chart, or None when no line has a point.
     """
-    lines = [line for line in lines if line.points]
+    lines = [line for line in lines if line.stretches]
     values = [y for line in lines for _, y in line.points]
     if not values:
         return None
@@ -112,7 +129,8 @@ def line_chart(
     y_axis = _log_axis(low, high) if log else _linear_axis(low, high, scale)
     steps = [x for line in lines for x, _ in line.points]
     x_low = min([min(steps), *(first for _, first, _ in stages)])
-    x_range = (x_low, max(max(steps), x_low + 1))
+    x_high = max([max(steps), x_low + 1, *(last for _, _, last in stages)])
+    x_range = (x_low, x_high)
     return LineChart(
         title=title,
         note=note,
@@ -164,7 +182,8 @@ def nice_step(span: float, *, num_steps: int) -> float:
     """Returns 1, 2 or 5 times a power of ten, about `span / num_steps`."""
     power = 10.0 ** math.floor(math.log10(span / num_steps))
     rough = span / num_steps / power
-    return power * next(nice for nice in (1, 2, 5, 10) if rough <= nice * 1.0001)
+    # A step a little above the nice one still gives about as many ticks.
+    return power * next(nice for nice in (1, 2, 5, 10) if rough <= 1.2 * nice)
 
 
 def _step_ticks(x_range: tuple[float, float]) -> list[Tick]:
@@ -177,12 +196,16 @@ def _step_ticks(x_range: tuple[float, float]) -> list[Tick]:
 
 def _draw(line: Line, x_range: tuple[float, float], y_axis: _Axis) -> DrawnLine:
     low, high = x_range
-    places = [
-        (round(100 * (x - low) / (high - low), 2), round(100 - y_axis.place(y), 2))
-        for x, y in line.points
-    ]
-    places = places if len(places) > 1 else [places[0], (100.0, places[0][1])]
-    path = "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
+    path = ""
+    for stretch in line.stretches:
+        places = [
+            f"{round(100 * (x - low) / (high - low), 2):g} "
+            f"{round(100 - y_axis.place(y), 2):g}"
+            for x, y in stretch
+        ]
+        # A lone point is drawn as a line to itself, which round caps make a dot.
+        places = places if len(places) > 1 else places * 2
+        path += "M" + "L".join(places)
     return DrawnLine(line.name, path, line.points, line.points[-1][1])
 
 
@@ -195,20 +218,19 @@ def _band(stage: tuple[str, int, int], x_range: tuple[float, float]) -> Band | N
     return Band(name, round(left, 2), round(right - left, 2)) if right > left else None
 
 
-def _thin_out(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    # Keeps the lowest and highest point of each stretch, so that spikes stay visible.
-    if len(points) <= MAX_POINTS:
+def _thin_out(points: list[Point], *, total: int) -> list[Point]:
+    # Keeps the lowest and highest point of each group, so that spikes stay visible.
+    if total <= MAX_POINTS:
         return points
-    size = math.ceil(2 * len(points) / MAX_POINTS)
-    kept: list[tuple[int, float]] = []
+    size = math.ceil(2 * total / MAX_POINTS)
+    kept: list[Point] = []
     for start in range(0, len(points), size):
-        stretch = points[start : start + size]
-        ends = {min(stretch, key=_value), max(stretch, key=_value)}
-        kept.extend(sorted(ends))
+        group = points[start : start + size]
+        kept.extend(sorted({min(group, key=_value), max(group, key=_value)}))
     return kept
 
 
-def _value(point: tuple[int, float]) -> float:
+def _value(point: Point) -> float:
     return point[1]
 
 

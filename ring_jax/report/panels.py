@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the held-out panels say: averages over items, and the change between stages."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,10 +51,13 @@ def domain_averages(rows: Iterable[PanelRow]) -> dict[str, Average]:
 
 
 def level_averages(rows: Iterable[PanelRow]) -> dict[tuple[str, str], Average]:
-    """Averages the rows of each (domain, level), only where a domain has levels."""
+    """Averages the rows of each (domain, level) where a domain has several levels."""
     graded = [row for row in rows if row.get("level")]
+    levels = {(str(row.get("domain")), row["level"]) for row in graded}
+    num_levels = collections.Counter(domain for domain, _ in levels)
+    graded = [row for row in graded if num_levels[str(row.get("domain"))] > 1]
     return _averages(
-        graded, lambda row: (str(row["domain"]), str(row["level"])), _level_order
+        graded, lambda row: (str(row.get("domain")), str(row["level"])), _level_order
     )
 
 

@@ -216,8 +216,9 @@ def test_the_table_shows_each_stage_beside_the_most_frequent_answer():
         return {"domain": domain, "level": level, "num_items": num_items, **scores}
 
     prose = {"domain": "text", "num_items": 5, "accuracy": None, "heldout_loss": 2.0}
-    before = [row("reasoning", "easy", 0.0), row("knowledge", "", 0.7), prose]
-    after = [row("reasoning", "easy", 0.92), row("knowledge", "", 0.64), prose]
+    hard = row("reasoning", "hard", 0.0, num_items=30)
+    before = [row("reasoning", "easy", 0.0), hard, row("knowledge", "", 0.7), prose]
+    after = [row("reasoning", "easy", 0.92), hard, row("knowledge", "", 0.64), prose]
     console = rich.console.Console(width=120, record=True, file=io.StringIO())
     console.print(
         panel_table(
@@ -226,7 +227,7 @@ def test_the_table_shows_each_stage_beside_the_most_frequent_answer():
     )
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert "domain items most frequent base late" in lines
-    assert "reasoning 10 10 % 0 % (90 %) 92 % (90 %)" in lines
+    assert "reasoning 40 10 % 0 % (90 %) 23 % (90 %)" in lines
     assert "easy 10 10 % 0 % (90 %) 92 % (90 %)" in lines
     assert "knowledge 10 10 % 70 % (90 %) 64 % (90 %)" in lines
     assert not [line for line in lines if line.startswith("text")]

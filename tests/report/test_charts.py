@@ -49,6 +49,20 @@ def test_a_line_without_finite_points_is_no_chart():
     assert layout([math.nan, math.inf]) is None
 
 
+def test_a_line_breaks_where_a_stage_did_not_train_its_source():
+    absent = [{"step": step} for step in range(21, 41)]
+    later = [{"step": step, "x": 2.0} for step in range(41, 61)]
+    line = charts.line([*records([1.0] * 20), *absent, *later], "x")
+    assert [len(stretch) for stretch in line.stretches] == [20, 20]
+    chart = charts.line_chart([line], title="x", stages=[])
+    assert chart is not None and chart.lines[0].path.count("M") == 2
+
+
+def test_a_line_goes_on_over_a_batch_without_its_source():
+    line = charts.line(records([1.0, None, None, 2.0, 3.0]), "x")
+    assert line.stretches == [[(1, 1.0), (4, 2.0), (5, 3.0)]]
+
+
 def test_bands_of_stages_touch_and_cover_the_plot():
     line = charts.line(records(range(30)), "x")
     stages = [("a", 1, 10), ("b", 11, 25), ("c", 26, 30)]
