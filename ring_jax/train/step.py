@@ -77,7 +77,7 @@ def make_train_step(
         )
         metrics = StepMetrics(
             loss=loss,
-            grad_norm=optax.global_norm(grads),
+            grad_norm=optax.tree.norm(grads),
             num_trained_tokens=new_state.num_trained_tokens,
             stats=stats,
         )

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: stages, records, resumes after real kills, refusals."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ring_jax import sharding
+from ring_jax.batch import Batch
+from ring_jax.config import ConfigError, MeshConfig, to_json
+from ring_jax.train import Run, TrainingStoppedError, train
+
+CHILD = pathlib.Path(__file__).with_name("train_in_a_process.py")
+
+
+def run_of(config, workdir, open_batches, *, evaluate=None) -> Run:
+    return Run(
+        config=config,
+        workdir=workdir,
+        mesh=sharding.make_mesh(config.mesh, jax.devices()[:1]),
+        open_batches=open_batches,
+        evaluate=evaluate or (lambda model, stage: [{"source": stage}]),
+        console=Console(quiet=True),
+    )
+
+
+def records(workdir, kind):
+    lines = (workdir / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+def losses(workdir) -> list[tuple[int, float]]:
+    return [(r["step"], r["train/loss"]) for r in records(workdir, "train")]
+
+
+def test_a_run_trains_every_stage_and_grades_its_end(tiny_run, tmp_path, open_counted):
+    state = train(run_of(tiny_run, tmp_path, open_counted))
+    assert int(state.step) == 12
+    assert [step for step, _ in losses(tmp_path)] == list(range(1, 13))
+    panels = records(tmp_path, "panel")
+    assert [(p["stage"], p["step"]) for p in panels] == [("first", 6), ("second", 12)]
+    assert (tmp_path / "config.json").read_text("utf-8").strip() == to_json(tiny_run)
+    (load_LE,) = {len(r["load_LE"]) for r in records(tmp_path, "router")}
+    assert load_LE == 2
+    for record in records(tmp_path, "router"):
+        np.testing.assert_allclose(np.sum(record["load_LE"], axis=1), 1.0, atol=1e-5)
+    last = records(tmp_path, "train")[-1]
+    assert {"loss/source/a", "loss/class/think", "throughput/mfu"} <= last.keys()
+
+
+def test_running_a_finished_run_again_changes_nothing(tiny_run, tmp_path, open_counted):
+    first = train(run_of(tiny_run, tmp_path, open_counted))
+    before = losses(tmp_path), records(tmp_path, "panel")
+
+    def never(model, stage):
+        raise AssertionError("graded twice")
+
+    again = train(run_of(tiny_run, tmp_path, open_counted, evaluate=never))
+    assert (losses(tmp_path), records(tmp_path, "panel")) == before
+    same = jax.tree.map(np.array_equal, first, again)
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_where_the_run_stands_and_the_rest_is_bit_exact(
+    tiny_run, tmp_path, open_counted, name
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(run_of(tiny_run, whole, open_counted))
+
+    class Interrupting:
+        def __init__(self, stage):
+            self.inner = open_counted(stage)
+
+        def __next__(self) -> Batch:
+            if self.inner.next == 2:
+                os.kill(os.getpid(), name)
+            return next(self.inner)
+
+        def __getattr__(self, attribute):
+            return getattr(self.inner, attribute)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run_of(tiny_run, parts, Interrupting))
+    assert losses(parts)[-1][0] == 3
+    train(run_of(tiny_run, parts, open_counted))
+    assert losses(parts) == losses(whole)
+
+
+def test_kills_at_random_moments_leave_the_losses_bit_exact(tiny_run, tmp_path):
+    # A real process, killed as by a lost machine: at start, in a step, in a save.
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    (tmp_path / "run.json").write_text(to_json(tiny_run), "utf-8")
+    command = [sys.executable, str(CHILD), str(tmp_path / "run.json")]
+    started = time.monotonic()
+    subprocess.run([*command, str(whole)], check=True)
+    seconds = time.monotonic() - started
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"kill seed {seed}")
+    moments = random.Random(seed)
+    for _ in range(3):
+        # A process works in the second half of its life; the first half is imports.
+        process = subprocess.Popen([*command, str(parts)])
+        time.sleep(moments.uniform(0.5, 1.0) * seconds)
+        process.kill()
+        process.wait()
+    subprocess.run([*command, str(parts)], check=True)
+    assert losses(parts) == losses(whole)
+    assert len(losses(whole)) == 12
+
+
+def test_other_settings_are_refused_in_a_used_folder(tiny_run, tmp_path, open_counted):
+    train(run_of(tiny_run, tmp_path, open_counted))
+    other = dataclasses.replace(tiny_run, seed=5)
+    with pytest.raises(ConfigError, match=r"config\.seed=0, not 5"):
+        train(run_of(other, tmp_path, open_counted))
+
+
+def test_settings_that_only_move_work_may_change(tiny_run, tmp_path, open_counted):
+    train(run_of(tiny_run, tmp_path, open_counted))
+    settings = dataclasses.replace(tiny_run.train, log_every_steps=3)
+    train(run_of(dataclasses.replace(tiny_run, train=settings), tmp_path, open_counted))
+
+
+def test_a_batch_that_does_not_split_over_the_devices_is_refused(tiny_run, tmp_path):
+    config = dataclasses.replace(
+        tiny_run, train=dataclasses.replace(tiny_run.train, global_batch_size=6)
+    )
+    run = dataclasses.replace(
+        run_of(config, tmp_path / "new", None), mesh=sharding.make_mesh(MeshConfig())
+    )
+    with pytest.raises(ConfigError, match="global_batch_size=6 does not divide over 8"):
+        train(run)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path, open_counted):
+    def poisoned(stage):
+        batches = open_counted(stage)
+        make = batches.__next__
+
+        class Poisoned:
+            def __next__(self) -> Batch:
+                batch = make()
+                weights_BT = batch.weights_BT * np.float32("nan")
+                return dataclasses.replace(batch, weights_BT=weights_BT)
+
+            def close(self) -> None:
+                pass
+
+        return Poisoned()
+
+    with pytest.raises(TrainingStoppedError, match="loss is nan at step 1 of first"):
+        train(run_of(tiny_run, tmp_path, poisoned))
