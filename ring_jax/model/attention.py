@@ -33,11 +33,11 @@ class Rows:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LayerCache:
-    """Keys and values of earlier tokens of one layer, each [B, S, K, H]."""
+class KeyValues:
+    """Keys and values of earlier tokens of stacked layers."""
 
-    key_BSKH: jax.Array
-    value_BSKH: jax.Array
+    key_LBSKH: jax.Array
+    value_LBSKH: jax.Array
 
 
 class Attention(nnx.Module):
@@ -69,17 +69,20 @@ class Attention(nnx.Module):
         self,
         x_BTD: jax.Array,
         rows: Rows,
-        cache: LayerCache,
+        cache: KeyValues,
         *,
+        layer: jax.Array,
         segments_BS: jax.Array,
         first_slot: jax.Array,
-    ) -> tuple[jax.Array, LayerCache]:
+    ) -> tuple[jax.Array, KeyValues]:
         """Attends to the cache and to the tokens at hand, which enter the cache.
 
         Args:
           x_BTD: the tokens of slots `first_slot` to `first_slot + T - 1`.
           rows: their segments and rotary tables.
-          cache: S slots of earlier tokens.
+          cache: S slots of earlier tokens, of all layers of the stack: written in
+            place, where one layer's alone would be copied out and back.
+          layer: i32[], which of them this is.
           segments_BS: segments of all slots, those at hand included.
           first_slot: i32[], the same for all rows of the batch.
 
@@ -87,14 +90,18 @@ class Attention(nnx.Module):
           The layer's output, and the cache with the new tokens in it.
         """
         query_BTNH, key_BTKH, value_BTKH = self._project(x_BTD, rows)
-        start = (0, first_slot, 0, 0)
-        cache = LayerCache(
-            jax.lax.dynamic_update_slice(cache.key_BSKH, key_BTKH, start),
-            jax.lax.dynamic_update_slice(cache.value_BSKH, value_BTKH, start),
+        start = (layer, 0, first_slot, 0, 0)
+        cache = KeyValues(
+            jax.lax.dynamic_update_slice(cache.key_LBSKH, key_BTKH[None], start),
+            jax.lax.dynamic_update_slice(cache.value_LBSKH, value_BTKH[None], start),
         )
         visible_BTS = _visible(rows.segments_BT, segments_BS, first_slot=first_slot)
-        mixed = attend(query_BTNH, cache.key_BSKH, cache.value_BSKH, visible_BTS)
-        return self._output(mixed), cache
+        key_BSKH, value_BSKH = (
+            jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
+            for stack in (cache.key_LBSKH, cache.value_LBSKH)
+        )
+        mixed_BTNH = attend(query_BTNH, key_BSKH, value_BSKH, visible_BTS)
+        return self._output(mixed_BTNH), cache
 
     def _project(
         self, x_BTD: jax.Array, rows: Rows

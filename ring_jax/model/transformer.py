@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from ring_jax import sharding
 from ring_jax.config import ModelConfig
-from ring_jax.model.attention import Attention, LayerCache, Rows
+from ring_jax.model.attention import Attention, KeyValues, Rows
 from ring_jax.model.layers import GatedMlp, filled, normal, rms_norm
 from ring_jax.model.moe import Moe
 from ring_jax.model.rope import rotary_tables
@@ -50,8 +50,8 @@ class Layer(nnx.Module):
         return self._feed_forward(x_BTD, rows, noise)
 
     def decode(
-        self, x_BTD: jax.Array, rows: Rows, cache: LayerCache, **slots: jax.Array
-    ) -> tuple[jax.Array, LayerCache]:
+        self, x_BTD: jax.Array, rows: Rows, cache: KeyValues, **slots: jax.Array
+    ) -> tuple[jax.Array, KeyValues]:
         """As `__call__`, attending to the cache as well; see `Attention.decode`."""
         normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
         attended, cache = self.attention.decode(normed, rows, cache, **slots)
@@ -75,9 +75,8 @@ class Layer(nnx.Module):
 class Cache:
     """Keys and values of all layers, and what their slots hold."""
 
-    dense_layers: LayerCache | None
-    moe_layers: LayerCache
-    """Each [L, B, S, K, H]."""
+    dense_layers: KeyValues | None
+    moe_layers: KeyValues
     segments_BS: jax.Array
     """i32, 0 for a slot that holds no token."""
     next_slot: jax.Array
@@ -164,18 +163,21 @@ class Transformer(nnx.Module):
             cache.segments_BS, segments_BT, (0, first_slot)
         )
 
-        def run(x_BTD: jax.Array, inputs: tuple) -> tuple[jax.Array, LayerCache]:
-            layer, layer_cache = inputs
-            return layer.decode(
-                x_BTD, rows, layer_cache, segments_BS=segments_BS, first_slot=first_slot
-            )
+        def run(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+            (x_BTD, key_values), (layer, number) = carry, inputs
+            slots = {"segments_BS": segments_BS, "first_slot": first_slot}
+            return layer.decode(x_BTD, rows, key_values, layer=number, **slots), None
 
-        x_BTD, dense = self._embed(ids_BT, dtype), None
-        if self.dense_layers is not None:
-            x_BTD, dense = jax.lax.scan(
-                run, x_BTD, (self.dense_layers, cache.dense_layers)
-            )
-        x_BTD, moe = jax.lax.scan(run, x_BTD, (self.moe_layers, cache.moe_layers))
+        x_BTD, dense, moe = (
+            self._embed(ids_BT, dtype),
+            cache.dense_layers,
+            cache.moe_layers,
+        )
+        if dense is not None:
+            numbered = (self.dense_layers, jnp.arange(dense.key_LBSKH.shape[0]))
+            (x_BTD, dense), _ = jax.lax.scan(run, (x_BTD, dense), numbered)
+        numbered = (self.moe_layers, jnp.arange(moe.key_LBSKH.shape[0]))
+        (x_BTD, moe), _ = jax.lax.scan(run, (x_BTD, moe), numbered)
         next_slot = first_slot + ids_BT.shape[1]
         return self._final_norm(x_BTD), Cache(dense, moe, segments_BS, next_slot)
 
@@ -186,10 +188,10 @@ class Transformer(nnx.Module):
         config, dims = self.config, "LBSKH"
         K, H = config.num_kv_heads, config.head_dim
 
-        def layers(count: int) -> LayerCache:
+        def layers(count: int) -> KeyValues:
             shape = (count, batch_size, num_slots, K, H)
             layout = sharding.activation(dims)
-            return LayerCache(
+            return KeyValues(
                 jnp.zeros(shape, dtype, out_sharding=layout),
                 jnp.zeros(shape, dtype, out_sharding=layout),
             )
