@@ -188,7 +188,7 @@ def nice_step(span: float, *, num_steps: int) -> float:
 
 def _step_ticks(x_range: tuple[float, float]) -> list[Tick]:
     low, high = x_range
-    step = max(1, round(nice_step(high - low, num_steps=4)))
+    step = max(1, round(nice_step(high - low, num_steps=5)))
     marks = range(step * math.ceil(low / step), int(high) + 1, step)
     place = 100 / (high - low)
     return [Tick(round((mark - low) * place, 2), f"{mark:,}") for mark in marks]
