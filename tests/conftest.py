@@ -8,7 +8,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from ring_jax.config import MeshConfig  # noqa: E402  (devices are set first)
-from ring_jax.sharding import make_mesh  # noqa: E402
+from ring_jax.sharding import make_mesh  # noqa: E402  (devices are set first)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
