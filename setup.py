@@ -7,7 +7,8 @@ CORE = [
     "array-record>=0.8.1",
     "flax>=0.12.12",
     "grain>=0.2.18",
-    "jax>=0.11.2,<0.13",
+    "jax>=0.12,<0.13",
+    "jinja2>=3.1.6",
     "ml-collections>=1.1.0",
     "numpy>=2.2",
     "optax>=0.2.8",
@@ -29,20 +30,18 @@ EXTRAS = {
         "pyyaml>=6.0.2",
         "reasoning-gym>=0.1.25",
     ],
-    "gpu": ["jax[cuda13]>=0.11.2,<0.13"],
+    "gpu": ["jax[cuda13]>=0.12,<0.13"],
     # The independent implementation that an export is opened with.
     "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2"],
-    "report": ["jinja2>=3.1.6", "matplotlib>=3.10"],
     "tensorboard": ["tensorboardx>=2.6.5"],
     "test": [
-        "jinja2>=3.1.6",
         "pyright>=1.1.414",
         "pytest>=9.0",
         "pytest-xdist>=3.8",
         "ruff>=0.17.6",
         "tensorboardx>=2.6.5",
     ],
-    "tpu": ["jax[tpu]>=0.11.2,<0.13"],
+    "tpu": ["jax[tpu]>=0.12,<0.13"],
 }
 
 setuptools.setup(

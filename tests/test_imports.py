@@ -30,8 +30,6 @@ OPTIONAL = {
     "bfcl_eval",
     "chatterbot_corpus",
     "countryinfo",
-    "jinja2",
-    "matplotlib",
     "mlx",
     "mlx_lm",
     "periodictable",

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from ring_jax.config import TOKEN_CLASSES, ConfigError
 from ring_jax.report import charts, panels
 from ring_jax.report.charts import HeatMap, LineChart, format_number
@@ -49,12 +51,6 @@ def write_report(workdir: Path, out: Path | None = None) -> Path:
 
 
 def _render(page: "Page") -> str:
-    try:
-        import jinja2  # An extra: training itself does not need it.
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "report: jinja2 is not installed; pip install 'ring_jax[report]'."
-        ) from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
         # Prompts and outputs are foreign text: all of it is escaped.
