@@ -10,8 +10,8 @@ from rich.table import Table
 from ring_jax.report import Average, domain_averages, level_averages
 
 CAPTION = (
-    "share right, free-running; in brackets the share well-formed. "
-    "`most frequent` is what giving always the most frequent gold answer scores."
+    "Share right (%), free-running. `guess` is what giving always the most frequent gold "
+    "answer scores; `formed` is the last stage's share of well-formed replies."
 )
 
 
@@ -21,12 +21,16 @@ def panel_table(panels: Sequence[Mapping[str, Any]]) -> Table:
     Args:
       panels: `panel` records of `metrics.jsonl`, in the order of the stages.
     """
-    table = Table(title="Held-out panel", caption=CAPTION, box=rich.box.SIMPLE_HEAD)
-    table.add_column("domain")
-    table.add_column("items", justify="right")
-    table.add_column("most frequent", justify="right")
-    for panel in panels:
-        table.add_column(str(panel["stage"]), justify="right")
+    table = Table(
+        title="Held-out panel",
+        caption=CAPTION,
+        caption_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    table.add_column("domain", no_wrap=True)
+    stages = [str(panel["stage"]) for panel in panels]
+    for heading in ("items", "guess", *stages, "formed"):
+        table.add_column(heading, justify="right")
     by_domain = [domain_averages(panel["rows"]) for panel in panels]
     by_level = [level_averages(panel["rows"]) for panel in panels]
     for domain in by_domain[-1] if by_domain else ():
@@ -45,16 +49,11 @@ def _add(
     # A domain that no verifier grades (plain text) has a loss only, and no line here.
     if newest is None or newest.accuracy is None:
         return
-    cells = [_cell(average) for average in averages]
-    frequent = _percent(newest.most_frequent)
-    table.add_row(name, str(newest.num_items), frequent, *cells, style=style)
-
-
-def _cell(average: Average | None) -> str:
-    if average is None or average.accuracy is None:
-        return "–"
-    return f"{_percent(average.accuracy)} ({_percent(average.well_formed)})"
+    accuracies = [average and average.accuracy for average in averages]
+    shares = (newest.most_frequent, *accuracies, newest.well_formed)
+    cells = [_percent(share) for share in shares]
+    table.add_row(name, str(newest.num_items), *cells, style=style)
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
+    return "–" if share is None else f"{100 * share:.1f}"
