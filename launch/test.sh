@@ -14,4 +14,5 @@ if [ "${1:-}" = --aot ]; then
 fi
 "$repo/launch/setup.sh"
 cd -- "$repo"
-exec .venv/bin/python -m pytest -q -m 'not slow and not tpu and not aot' "$@" </dev/null
+# Two workers: compiling takes most of the time, and uses one core at a time.
+exec .venv/bin/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not tpu and not aot' "$@" </dev/null

@@ -10,8 +10,8 @@ from rich.table import Table
 from ring_jax.report import Average, domain_averages, level_averages
 
 CAPTION = (
-    "Share right (%), free-running. `guess` is what giving always the most frequent gold "
-    "answer scores; `formed` is the last stage's share of well-formed replies."
+    "Share right (%), free-running. `guess` is what giving always the most frequent "
+    "gold answer scores; `formed` is the last stage's share of well-formed replies."
 )
 
 

@@ -226,8 +226,8 @@ def test_the_table_shows_each_stage_beside_the_most_frequent_answer():
         )
     )
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
-    assert "domain items most frequent base late" in lines
-    assert "reasoning 40 10 0 (90) 23 (90)" in lines
-    assert "easy 10 10 0 (90) 92 (90)" in lines
-    assert "knowledge 10 10 70 (90) 64 (90)" in lines
+    assert "domain items guess base late formed" in lines
+    assert "reasoning 40 10.0 0.0 23.0 90.0" in lines
+    assert "easy 10 10.0 0.0 92.0 90.0" in lines
+    assert "knowledge 10 10.0 70.0 64.0 90.0" in lines
     assert not [line for line in lines if line.startswith("text")]
