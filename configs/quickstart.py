@@ -70,7 +70,7 @@ def get_config():
             compute_dtype="float32",
             optimizer=OptimizerConfig(weight_decay=0.05),
             log_every_steps=10,
-            checkpoint_every_steps=200,
+            checkpoint_every_steps=100,
         ),
         stages=_stages(),
     )
