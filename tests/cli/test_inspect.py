@@ -79,7 +79,7 @@ def test_a_run_folder_shows_its_step_checkpoints_and_panels(
         ["20", "2.0"],
     ]
     (reasoning,) = [" ".join(line) for line in words if line[:1] == ["reasoning"]]
-    assert " 25.0 " in reasoning.partition(" 75.0 ")[0]
+    assert "25.0 75.0" in reasoning
     summary = json.loads(out.splitlines()[-1])
     assert summary["checkpoints"] == [9, 20]
     assert summary["last"]["step"] == 20
