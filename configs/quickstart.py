@@ -37,7 +37,7 @@ GENERAL = {
     "elements": SourceConfig(kind="elements", num_rows=200),
     "instructions": SourceConfig(kind="instructions", num_rows=4000),
     "tool_calls": SourceConfig(kind="tool_calls", num_rows=4000),
-    "dialogue": SourceConfig(kind="dialogue", num_rows=300),
+    "dialogue": SourceConfig(kind="dialogue", task="unseen", num_rows=500),
 }
 PLAIN = {
     "text": SourceConfig(kind="text", num_rows=1500, num_heldout=32),
