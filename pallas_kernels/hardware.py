@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one chip table: dense bfloat16 peak of each device kind.
 
-Sources: the vendors' product pages (Google Cloud TPU system architecture; NVIDIA H100 and
-H200 data sheets, dense figures without sparsity).
+Sources: the vendors' product pages (Google Cloud TPU system architecture; NVIDIA H100
+and H200 data sheets, dense figures without sparsity).
 """
 
 PEAK_FLOPS_PER_SECOND = {
@@ -19,5 +19,5 @@ PEAK_FLOPS_PER_SECOND = {
 
 
 def peak_flops_per_second(device_kind: str) -> float | None:
-    """Returns the dense bfloat16 peak of a device kind, or None when it is not known."""
+    """Returns the dense bfloat16 peak of a device kind; None: it is not known."""
     return PEAK_FLOPS_PER_SECOND.get(device_kind)

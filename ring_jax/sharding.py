@@ -79,14 +79,14 @@ def replicated(x: jax.Array) -> jax.Array:
 def reshape(x: jax.Array, dims: str, shape: tuple[int, ...]) -> jax.Array:
     """Reshapes an activation whose new dimensions are `dims`.
 
-    The layout is stated because it cannot be inferred where a dimension of size 1 meets a
-    sharded one.
+    The layout is stated because it cannot be inferred where a dimension of size 1 meets
+    a sharded one.
     """
     return x.reshape(shape, out_sharding=activation(dims))
 
 
 def flatten_tokens(x_BT: jax.Array) -> jax.Array:
-    """Merges the dimensions B and T of an activation into M; any dimensions may follow."""
+    """Merges dimensions B and T of an activation into M; any dimensions may follow."""
     B, T, *rest = x_BT.shape
     layout = P(ACTIVATION_RULES["M"], *(None,) * len(rest))
     return x_BT.reshape(B * T, *rest, out_sharding=layout)

@@ -133,11 +133,12 @@ def _next(x_BT: jax.Array) -> jax.Array:
 def _sums_by(
     group_BT: jax.Array, weighted_M: jax.Array, weights_M: jax.Array, num_groups: int
 ) -> jax.Array:
-    is_group_MK = sharding.flatten_tokens(group_BT)[:, None] == jnp.arange(num_groups)[None]
+    group_M = sharding.flatten_tokens(group_BT)
+    is_group_MU = group_M[:, None] == jnp.arange(num_groups)[None]
     values_2M = jnp.stack([weighted_M, weights_M])
     return jnp.einsum(
-        "ZM,MK->ZK",
+        "ZM,MU->ZU",
         values_2M,
-        is_group_MK.astype(jnp.float32),
-        out_sharding=sharding.activation("ZK"),
+        is_group_MU.astype(jnp.float32),
+        out_sharding=sharding.activation("ZU"),
     )

@@ -26,8 +26,8 @@ def config(active: int, *, renormalize: bool = True) -> MoeConfig:
     )
 
 
-@pytest.fixture
-def logits_ME() -> jax.Array:
+@pytest.fixture(name="logits_ME")
+def make_logits() -> jax.Array:
     return 2.0 * jax.random.normal(jax.random.key(1), (M, E))
 
 
@@ -96,9 +96,7 @@ def test_gradients_of_the_router_losses_match_finite_differences(logits_ME, name
 def test_routing_warm_up_goes_from_noise_to_the_router(logits_ME):
     def noise(alpha):
         scalar = jnp.asarray
-        return RoutingNoise(
-            jax.random.key(3), scalar(alpha), scalar(1.5), scalar(0.5)
-        )
+        return RoutingNoise(jax.random.key(3), scalar(alpha), scalar(1.5), scalar(0.5))
 
     np.testing.assert_array_equal(perturb(logits_ME, noise(1.0)), logits_ME)
     random_ME = perturb(jnp.zeros((4000, E)), noise(0.0))

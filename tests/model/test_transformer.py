@@ -2,6 +2,7 @@
 """Properties of the whole model: causality, packing, remat, layouts, decoding."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from ring_jax.config import MeshConfig
 from ring_jax.model import init_transformer
 
 # Float32 sums of a few hundred terms in another order: 1e-5 of values of order 1.
-CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}
 
 
 def logits_of(model, rows, **options):

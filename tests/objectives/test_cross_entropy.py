@@ -77,7 +77,7 @@ def test_chunks_give_the_definition_and_its_gradients(mesh, inputs, chunk_tokens
         for sign in (1, -1):
             moved = [hidden.astype(np.float64), head.astype(np.float64)]
             moved[which] = moved[which] + sign * step * direction
-            ends.append(definition(*moved, targets, weights)[0])
+            ends.append(definition(moved[0], moved[1], targets, weights)[0])
         slope = (ends[0] - ends[1]) / (2 * step)
         np.testing.assert_allclose(np.sum(got * direction), slope, rtol=1e-4)
 

@@ -2,6 +2,7 @@
 """A run that steps in milliseconds, and batches made on the spot."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def host_batch(seed: int, *, batch_size: int = 8, seq_len: int = 16) -> Batch:
         positions[row, cut:end] = np.arange(end - cut)
     weights = rng.uniform(0, 1, shape).astype(np.float32)
     weights[rng.uniform(size=shape) < 0.3] = 0.0
-    return Batch(
+    fields: dict[str, Any] = dict(
         ids_BT=rng.integers(2, 64, shape).astype(np.int32),
         segments_BT=segments,
         positions_BT=positions,
@@ -80,6 +81,7 @@ def host_batch(seed: int, *, batch_size: int = 8, seq_len: int = 16) -> Batch:
         sources_BT=rng.integers(0, 2, shape).astype(np.int32),
         weights_BT=weights,
     )
+    return Batch(**fields)
 
 
 class CountedBatches:

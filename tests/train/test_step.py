@@ -169,6 +169,7 @@ def test_matrices_decay_and_norms_do_not(tiny_run, mesh):
     optimizer = make_optimizer(tiny_run.train.optimizer, tiny_run.stages)
     model = jax.eval_shape(lambda: init_state(tiny_run, optimizer)).model
     mask = decay_mask(model)
+    assert mask.moe_layers.moe is not None
     assert not mask.final_norm_D[...]
     assert not mask.moe_layers.attention_norm_D[...]
     assert mask.embed_VD[...] and mask.moe_layers.moe.router_DE[...]
