@@ -121,20 +121,20 @@ def _stages() -> dict[str, StageConfig]:
     return {
         "base": StageConfig(
             mixture=GENERAL_SHARES | {"text": 0.15, "code": 0.15},
-            num_steps=800,
+            num_steps=900,
             learning_rate=3e-3,
             warmup_steps=30,
             routing_warmup_steps=30,
         ),
         "reasoning": StageConfig(
             mixture=REASONING_SHARES,
-            num_steps=900,
+            num_steps=1200,
             learning_rate=3e-3,
             warmup_steps=30,
         ),
         "generalisation": StageConfig(
             mixture=GENERAL_SHARES | replay,
-            num_steps=500,
+            num_steps=700,
             learning_rate=1.5e-3,
             warmup_steps=20,
         ),

@@ -77,15 +77,18 @@ def test_accumulated_router_losses_are_the_mean_over_parts(tiny_run, make_batch,
     np.testing.assert_allclose(found[0], [want, np.sqrt(sum(squares))], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["balance_coef", "router_z_coef"])
-def test_router_gradients_match_finite_differences_under_scan_and_remat(
-    tiny_run, make_batch, mesh, name
+def test_the_z_loss_gradient_matches_finite_differences_under_scan_and_remat(
+    tiny_run, make_batch, mesh
 ):
-    batch = place(make_batch(0), mesh)
-    loss = dataclasses.replace(
-        tiny_run.train.loss,
-        **{"z_loss_coef": 0.0, "balance_coef": 0.0, "router_z_coef": 0.0, name: 1.0},
+    # All experts of a token are active: a choice that flips would be a jump that no
+    # difference can follow. The balance loss, flat here, has its own test of gradients
+    # with the choice held fixed, in tests/model/test_router.py.
+    moe = dataclasses.replace(tiny_run.model.moe, num_experts_per_token=4)
+    tiny_run = dataclasses.replace(
+        tiny_run, model=dataclasses.replace(tiny_run.model, moe=moe)
     )
+    batch = place(make_batch(0), mesh)
+    loss = dataclasses.replace(tiny_run.train.loss, balance_coef=0.0, router_z_coef=1.0)
     config = dataclasses.replace(tiny_run.train, loss=loss, remat="block")
     optimizer = make_optimizer(tiny_run.train.optimizer, tiny_run.stages)
     model = jax.jit(lambda: init_state(tiny_run, optimizer))().model
@@ -170,9 +173,13 @@ def test_matrices_decay_and_norms_do_not(tiny_run, mesh):
     model = jax.eval_shape(lambda: init_state(tiny_run, optimizer)).model
     mask = decay_mask(model)
     assert mask.moe_layers.moe is not None
-    assert not mask.final_norm_D[...]
-    assert not mask.moe_layers.attention_norm_D[...]
-    assert mask.embed_VD[...] and mask.moe_layers.moe.router_DE[...]
+    decays = {
+        jax.tree_util.keystr(path): bool(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(mask)
+    }
+    for path, is_decayed in decays.items():
+        assert is_decayed == ("norm" not in path), path
+    assert sum(decays.values()) >= 5
 
 
 def test_the_token_counter_carries():
