@@ -109,7 +109,7 @@ def _sources() -> dict[str, SourceConfig]:
         reasoning[name] = SourceConfig(
             kind="reasoning_gym",
             task=task,
-            level=level,
+            level=level,  # pyright: ignore[reportArgumentType]  # the schema checks it
             num_rows=num_rows,
             num_heldout=num_heldout,
         )
