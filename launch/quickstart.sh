@@ -19,5 +19,7 @@ case "${1:-}" in
     ;;
 esac
 "$repo/launch/setup.sh"
+# Large pages for large arrays make a step a tenth faster; other C libraries ignore this.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 exec "$repo/.venv/bin/ring" train --config="$repo/configs/quickstart.py" \
   --workdir="$workdir" "$@"

@@ -181,7 +181,7 @@ class DataConfig:
     )
     """Loss weight of each token class."""
     cache_dir: str | None = None
-    """Where trained tokenizers and rendered rows are kept; None: the run folder."""
+    """Where trained tokenizers are kept; None: the run folder."""
 
     def __post_init__(self):
         classes = TOKEN_CLASSES[1:]

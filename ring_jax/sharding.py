@@ -114,8 +114,14 @@ def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
 def per_device[**Args, T](
     function: Callable[Args, T], *, in_specs: tuple, out_specs: object
 ) -> Callable[Args, T]:
-    """Runs `function` on each device's own block of its arguments."""
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)
+    """Runs `function` on each device's own block of its arguments.
+
+    One device has nothing to sum or to gather, and XLA would still copy every weight
+    and gradient for it: then nothing varies, and no sum is derived.
+    """
+    return jax.shard_map(
+        function, in_specs=in_specs, out_specs=out_specs, check_vma=not _is_alone()
+    )
 
 
 def gather_block(w: jax.Array, dims: str, *, keep: str = "") -> jax.Array:
@@ -126,8 +132,9 @@ def gather_block(w: jax.Array, dims: str, *, keep: str = "") -> jax.Array:
     """
     for position, dim in enumerate(dims):
         axis = WEIGHT_RULES.get(dim)
-        if axis is not None and dim not in keep:
-            w = jax.lax.all_gather(w, axis, axis=position, tiled=True)
+        if axis is None or dim in keep or jax.lax.axis_size(axis) == 1:
+            continue
+        w = jax.lax.all_gather(w, axis, axis=position, tiled=True)
     return vary(w)
 
 
@@ -135,4 +142,10 @@ def vary(x: jax.Array) -> jax.Array:
     """Inside `per_device`: marks a value as different on every device."""
     varying = jax.typeof(x).manual_axis_type.varying
     missing = tuple(axis for axis in MESH_AXES if axis not in varying)
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
+    if _is_alone() or not missing:
+        return x
+    return jax.lax.pcast(x, missing, to="varying")
+
+
+def _is_alone() -> bool:
+    return jax.sharding.get_abstract_mesh().size == 1

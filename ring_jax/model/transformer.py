@@ -22,6 +22,9 @@ from ring_jax.model.rope import rotary_tables
 from ring_jax.model.router import RouterStats, RoutingNoise
 
 NORM_HEAD_EPS = 1e-7
+MAX_UNROLLED_LAYERS = 4
+"""A loop over more layers stays a loop: it compiles once. Unrolled, a CPU's step is a
+tenth faster, as no weights are copied to be kept for the backward pass."""
 
 type Remat = Literal["none", "matmuls", "block"]
 
@@ -135,9 +138,9 @@ class Transformer(nnx.Module):
             return layer(x_BTD, rows, layer_noise)
 
         if self.dense_layers is not None:
-            x_BTD, _ = jax.lax.scan(_remat(run_dense, remat), x_BTD, self.dense_layers)
+            x_BTD, _ = _scan_layers(_remat(run_dense, remat), x_BTD, self.dense_layers)
         inputs = (self.moe_layers, noise)
-        x_BTD, stats = jax.lax.scan(_remat(run_moe, remat), x_BTD, inputs)
+        x_BTD, stats = _scan_layers(_remat(run_moe, remat), x_BTD, inputs)
         return self._final_norm(x_BTD), stats
 
     def decode(
@@ -251,6 +254,16 @@ def _stack(
         return Layer(config, is_dense=is_dense, rngs=nnx.Rngs(key))
 
     return jax.vmap(create)(jax.random.split(rngs.params(), num_layers))
+
+
+def _scan_layers(
+    run: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
+    x_BTD: jax.Array,
+    layers: Any,
+) -> tuple[jax.Array, Any]:
+    num_layers = jax.tree.leaves(layers)[0].shape[0]
+    unroll = num_layers <= MAX_UNROLLED_LAYERS
+    return jax.lax.scan(run, x_BTD, layers, unroll=unroll)
 
 
 def _remat(function: Callable, remat: Remat) -> Callable:

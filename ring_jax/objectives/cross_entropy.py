@@ -71,17 +71,17 @@ def _on_device(
         )
         for x in (hidden_MD, targets_M, weights_M)
     ]
-    total, ce_NC = _chunked(z_loss_coef, chunks[0], head_DV, chunks[1], chunks[2])
-    return total[None], ce_NC.reshape(-1)[:M]
+    total, ce_JC = _chunked(z_loss_coef, chunks[0], head_DV, chunks[1], chunks[2])
+    return total[None], ce_JC.reshape(-1)[:M]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(
     z_loss_coef: float,
-    hidden_NCD: jax.Array,
+    hidden_JCD: jax.Array,
     head_DV: jax.Array,
-    targets_NC: jax.Array,
-    weights_NC: jax.Array,
+    targets_JC: jax.Array,
+    weights_JC: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     def step(total: jax.Array, chunk: tuple) -> tuple[jax.Array, jax.Array]:
         hidden_CD, targets_C, weights_C = chunk
@@ -91,15 +91,15 @@ def _chunked(
         return total + jnp.sum(weights_C * loss_C), ce_C
 
     zero = sharding.vary(jnp.zeros((), jnp.float32))
-    return jax.lax.scan(step, zero, (hidden_NCD, targets_NC, weights_NC))
+    return jax.lax.scan(step, zero, (hidden_JCD, targets_JC, weights_JC))
 
 
 def _chunked_forward(
     z_loss_coef: float,
-    hidden_NCD: jax.Array,
+    hidden_JCD: jax.Array,
     head_DV: jax.Array,
-    targets_NC: jax.Array,
-    weights_NC: jax.Array,
+    targets_JC: jax.Array,
+    weights_JC: jax.Array,
 ) -> tuple[tuple, tuple]:
     V = head_DV.shape[1]
 
@@ -124,18 +124,18 @@ def _chunked_forward(
         return (total, grad_head_DV), (ce_C, grad_CD)
 
     start = jnp.zeros((), jnp.float32), jnp.zeros(head_DV.shape, jnp.float32)
-    (total, grad_head_DV), (ce_NC, grad_NCD) = jax.lax.scan(
-        step, jax.tree.map(sharding.vary, start), (hidden_NCD, targets_NC, weights_NC)
+    (total, grad_head_DV), (ce_JC, grad_JCD) = jax.lax.scan(
+        step, jax.tree.map(sharding.vary, start), (hidden_JCD, targets_JC, weights_JC)
     )
     # The head's own dtype rides along: the backward pass sees residuals, not inputs.
-    return (total, ce_NC), (grad_NCD, grad_head_DV, head_DV[:0])
+    return (total, ce_JC), (grad_JCD, grad_head_DV, head_DV[:0])
 
 
 def _chunked_backward(z_loss_coef: float, residuals: tuple, cotangents: tuple) -> tuple:
     del z_loss_coef
-    grad_NCD, grad_head_DV, empty_0V = residuals
+    grad_JCD, grad_head_DV, empty_0V = residuals
     scale = cotangents[0]
-    grad_hidden = (scale * grad_NCD.astype(jnp.float32)).astype(grad_NCD.dtype)
+    grad_hidden = (scale * grad_JCD.astype(jnp.float32)).astype(grad_JCD.dtype)
     return grad_hidden, (scale * grad_head_DV).astype(empty_0V.dtype), None, None
 
 

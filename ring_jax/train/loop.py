@@ -360,11 +360,11 @@ def check_run(config: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> None:
         if before.get(key) != now.get(key) and not key.startswith(RESUMABLE_CHANGES)
     )
     if changed:
-        key = changed[0]
+        key, *others = changed
+        more = f" (and {len(others)} more settings differ)" if others else ""
         raise ConfigError(
             f"{workdir} holds a run with config.{key}={before.get(key)!r}, not "
-            f"{now.get(key)!r} ({len(changed)} settings differ). Use its settings or "
-            "another --workdir."
+            f"{now.get(key)!r}{more}. Use its settings or another --workdir."
         )
 
 
