@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight emulated devices, strict ranks, and a mesh in force for every test."""
 
+import os
+
+# Most of the tests' time is compilation, half of that is optimisation. For the commands
+# that tests start, too; benchmarks and the run itself are compiled in full.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 
