@@ -37,7 +37,7 @@ GENERAL = {
     "elements": SourceConfig(kind="elements", num_rows=200),
     "instructions": SourceConfig(kind="instructions", num_rows=4000),
     "tool_calls": SourceConfig(kind="tool_calls", num_rows=4000),
-    "dialogue": SourceConfig(kind="dialogue", num_rows=300),
+    "dialogue": SourceConfig(kind="dialogue", task="unseen", num_rows=300),
 }
 PLAIN = {
     "text": SourceConfig(kind="text", num_rows=1500, num_heldout=32),
@@ -121,20 +121,20 @@ def _stages() -> dict[str, StageConfig]:
     return {
         "base": StageConfig(
             mixture=GENERAL_SHARES | {"text": 0.15, "code": 0.15},
-            num_steps=800,
+            num_steps=1000,
             learning_rate=3e-3,
             warmup_steps=30,
             routing_warmup_steps=30,
         ),
         "reasoning": StageConfig(
             mixture=REASONING_SHARES,
-            num_steps=900,
+            num_steps=1200,
             learning_rate=3e-3,
             warmup_steps=30,
         ),
         "generalisation": StageConfig(
             mixture=GENERAL_SHARES | replay,
-            num_steps=500,
+            num_steps=800,
             learning_rate=1.5e-3,
             warmup_steps=20,
         ),
