@@ -2,6 +2,8 @@
 """Eight emulated devices, strict ranks, and a mesh in force for every test."""
 
 import os
+import pathlib
+from collections.abc import Callable
 
 # Most of the tests' time is compilation, half of that is optimisation. For the commands
 # that tests start, too; benchmarks and the run itself are compiled in full.
@@ -21,6 +23,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="Rewrite the reviewed text files."
     )
+
+
+@pytest.fixture
+def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Holds a text against its reviewed file, a path under tests/golden."""
+
+    def check(name: str, text: str) -> None:
+        path = pathlib.Path(__file__).parent / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8"), (
+            f"golden/{name} differs. A refactor changes no golden file; if the change "
+            "is intended, run pytest --update-golden and review the diff."
+        )
+
+    return check
 
 
 @pytest.fixture

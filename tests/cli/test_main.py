@@ -15,8 +15,6 @@ from ring_jax.checkpoint.store import StorageError
 from ring_jax.cli import main, status
 from ring_jax.config import ConfigError
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "cli"
-
 
 @pytest.fixture
 def make_verb(monkeypatch):
@@ -43,7 +41,7 @@ def raising(error: BaseException):
 
 
 @pytest.mark.parametrize("verb", main.VERBS)
-def test_the_operands_of_a_verb_are_the_reviewed_ones(verb, request):
+def test_the_operands_of_a_verb_are_the_reviewed_ones(verb, check_golden):
     module = main.import_verb(verb)
     parser = main.make_parser(verb, module.add_arguments)
     lines = [module.SUMMARY]
@@ -52,13 +50,7 @@ def test_the_operands_of_a_verb_are_the_reviewed_ones(verb, request):
         takes = f" {action.metavar or action.choices or ''}".rstrip()
         default = "" if action.default in (None, False) else f" = {action.default}"
         lines.append(f"{name}{takes}{default}: {action.help}")
-    text = "\n".join(lines) + "\n"
-    golden = GOLDEN / f"{verb}.txt"
-    if request.config.getoption("--update-golden"):
-        golden.write_text(text, encoding="utf-8")
-    assert text == golden.read_text(encoding="utf-8"), (
-        f"`ring {verb}` changed; if intended, run pytest --update-golden and review."
-    )
+    check_golden(f"cli/{verb}.txt", "\n".join(lines) + "\n")
 
 
 def test_help_names_every_verb_and_imports_no_jax():

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models that we ship are the models that they are named after."""
 
+import dataclasses
 import importlib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from ring_jax.checkpoint.huggingface import config_from_hf, config_to_hf
-from ring_jax.config import ModelConfig, from_config_dict
-from ring_jax.model import count_parameters
+from ring_jax.config import ModelConfig, RunConfig, from_config_dict
+from ring_jax.model import abstract_transformer, count_parameters, init_transformer
 
 FOLDER = pathlib.Path(__file__).parent.parent.parent / "configs" / "models"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.py"))
@@ -28,6 +33,55 @@ COUNTS = {
 def load(name: str) -> ModelConfig:
     tree = importlib.import_module(f"configs.models.{name}").get_config()
     return from_config_dict(ModelConfig, tree)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_settings_of_a_model_are_the_reviewed_ones(name, check_golden):
+    check_golden(f"configs/{name}.txt", as_lines(dataclasses.asdict(load(name))))
+
+
+def test_the_settings_of_the_quickstart_are_the_reviewed_ones(check_golden):
+    tree = importlib.import_module("configs.quickstart").get_config()
+    settings = dataclasses.asdict(from_config_dict(RunConfig, tree))
+    check_golden("configs/quickstart.txt", as_lines(settings))
+
+
+def as_lines(tree: Mapping[str, Any], path: str = "") -> str:
+    """Writes one `path = value` a line, in the schema's order."""
+    lines = ""
+    for key, value in tree.items():
+        inner = f"{path}.{key}" if path else key
+        is_inner = isinstance(value, Mapping) and value
+        lines += as_lines(value, inner) if is_inner else f"{inner} = {value!r}\n"
+    return lines
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_parameters_of_a_model_are_the_reviewed_ones(name, check_golden):
+    lines = []
+    for path, leaf in jax.tree.leaves_with_path(abstract_transformer(load(name))):
+        sizes = [
+            str(size) if axis is None else f"{size}@{axis}"
+            for size, axis in zip(leaf.shape, leaf.sharding.spec, strict=True)
+        ]
+        # The last key is the parameter's own field.
+        parameter = jax.tree_util.keystr(path[:-1], simple=True, separator=".")
+        lines.append(f"{parameter}: {leaf.dtype}[{', '.join(sizes)}]\n")
+    check_golden(f"parameters/{name}.txt", "".join(lines))
+
+
+def test_the_initial_values_are_the_reviewed_ones(mesh, check_golden):
+    model = jax.jit(lambda: init_transformer(load("tiny"), jax.random.key(0)))()
+    lines = []
+    for path, leaf in jax.tree.leaves_with_path(model):
+        values = np.asarray(leaf, np.float64)
+        parameter = jax.tree_util.keystr(path[:-1], simple=True, separator=".")
+        # Two digits: what a draw of this many values settles.
+        moments = (
+            f"mean {abs(values.mean()):.2f}, standard deviation {values.std():.2g}"
+        )
+        lines.append(f"{parameter}: {moments}\n")
+    check_golden("parameters/tiny_initial_values.txt", "".join(lines))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,7 +2,6 @@
 """Rendering against reviewed text, against Jinja, and against forged special tokens."""
 
 import json
-import pathlib
 from typing import Any
 
 import jinja2.sandbox
@@ -13,7 +12,6 @@ from ring_jax.config import TOKEN_CLASSES, ConfigError
 from ring_jax.data import chat, tokenizer
 from ring_jax.data.schema import Message, Row, ToolCall
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "rendering"
 ORIGIN: dict[str, Any] = {
     "source": "test",
     "domain": "test",
@@ -68,13 +66,9 @@ def trained():
 
 @pytest.mark.parametrize("template", chat.TEMPLATES)
 @pytest.mark.parametrize("name", ROWS)
-def test_rendering_is_the_reviewed_one(name, template, trained, request):
+def test_rendering_is_the_reviewed_one(name, template, trained, check_golden):
     rendered = chat.render(ROWS[name], trained, template=template)
-    text = as_golden(rendered, trained)
-    path = GOLDEN / f"{name}.{template}.txt"
-    if request.config.getoption("--update-golden"):
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
+    check_golden(f"rendering/{name}.{template}.txt", as_golden(rendered, trained))
 
 
 def as_golden(rendered, trained) -> str:

@@ -2,6 +2,7 @@
 """One step: accumulation, layouts, schedule, decay, warm-up, memory of a compile."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
@@ -36,6 +37,24 @@ def run_steps(run, batches, *, layout=None, devices=1, warmup=None):
 
 def with_train(run, **changes):
     return dataclasses.replace(run, train=dataclasses.replace(run.train, **changes))
+
+
+def test_ten_steps_have_the_reviewed_losses(tiny_run, make_batch, request):
+    found, _ = run_steps(tiny_run, [make_batch(seed) for seed in range(10)])
+    path = pathlib.Path(__file__).parent.parent / "golden" / "loss" / "tiny.txt"
+    if request.config.getoption("--update-golden"):
+        lines = [f"{loss:.6f} {norm:.6f}\n" for loss, norm in found]
+        path.write_text("# loss, gradient norm of each step\n" + "".join(lines))
+    # Other machines sum in another order; ten Adam steps of this model turn 1e-7 into
+    # less than 1e-4.
+    np.testing.assert_allclose(
+        found,
+        np.loadtxt(path),
+        rtol=1e-3,
+        err_msg="Training changed. A refactor, a new layout or a faster kernel must "
+        "not do that. If initial values, objective, optimizer or model changed on "
+        "purpose, run pytest --update-golden and say in the commit why.",
+    )
 
 
 def test_accumulation_weighs_tokens_as_the_whole_batch_does(tiny_run, make_batch):
