@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.conditions import conditions
 from pallas_kernels.grouped_matmul import grouped_matmul
 
 NUM_EXPERTS, NUM_ROWS, WIDTH_IN, WIDTH_OUT = 64, 12_288, 256, 352
@@ -146,8 +147,8 @@ def summary(figures: Mapping[tuple[str, str], tuple[float, float]]) -> dict:
     }
     for (dtype, direction), (to_dense, _) in figures.items():
         line[f"ratio_to_dense_{dtype}_{direction.replace(' ', '_')}"] = to_dense
-    line |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+    return rounded | conditions()
 
 
 if __name__ == "__main__":

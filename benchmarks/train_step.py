@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
+from benchmarks.conditions import conditions
 from ring_jax import sharding
 from ring_jax.batch import Batch
 from ring_jax.config import (
@@ -253,8 +254,8 @@ def summary(speeds: dict[str, float]) -> dict:
             for name, speed in speeds.items()
             if name.startswith("torch")
         },
-        "num_cores": NUM_CORES,
-        "jax": jax.__version__,
+        "peer": PEER_PACKAGES,
+        **conditions(),
     }
 
 

@@ -43,8 +43,7 @@ def test_ten_steps_have_the_reviewed_losses(tiny_run, make_batch, request):
     found, _ = run_steps(tiny_run, [make_batch(seed) for seed in range(10)])
     path = pathlib.Path(__file__).parent.parent / "golden" / "loss" / "tiny.txt"
     if request.config.getoption("--update-golden"):
-        lines = [f"{loss:.6f} {norm:.6f}\n" for loss, norm in found]
-        path.write_text("# loss, gradient norm of each step\n" + "".join(lines))
+        np.savetxt(path, found, fmt="%.6f", header="loss, gradient norm of each step")
     # Other machines sum in another order; ten Adam steps of this model turn 1e-7 into
     # less than 1e-4.
     np.testing.assert_allclose(
