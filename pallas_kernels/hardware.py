@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one chip table: dense bfloat16 peak of each device kind.
+"""The one chip table: what each device kind has, and which TPU kernels are built for.
 
 Sources: the vendors' product pages (Google Cloud TPU system architecture; NVIDIA H100
-and H200 data sheets, dense figures without sparsity).
+and H200 data sheets, dense figures without sparsity); `TpuInfo` of jax for VMEM.
 """
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+
+import jax
 
 PEAK_FLOPS_PER_SECOND = {
     "TPU v4": 275e12,
@@ -21,3 +28,53 @@ PEAK_FLOPS_PER_SECOND = {
 def peak_flops_per_second(device_kind: str) -> float | None:
     """Returns the dense bfloat16 peak of a device kind; None: it is not known."""
     return PEAK_FLOPS_PER_SECOND.get(device_kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+    """What a kernel must know of a chip."""
+
+    name: str
+    num_cores: int
+    """TensorCores that one jax device has."""
+    vmem_bytes: int
+    """Of one core."""
+
+
+MIB = 2**20
+TPUS = {
+    "TPU v5 lite": Tpu("TPU v5 lite", num_cores=1, vmem_bytes=128 * MIB),
+    "TPU v5": Tpu("TPU v5", num_cores=2, vmem_bytes=64 * MIB),
+    "TPU v5p": Tpu("TPU v5p", num_cores=2, vmem_bytes=64 * MIB),
+    "TPU v6 lite": Tpu("TPU v6 lite", num_cores=1, vmem_bytes=128 * MIB),
+    "TPU7x": Tpu("TPU7x", num_cores=1, vmem_bytes=64 * MIB),
+}
+"""`jax.Device.device_kind` -> the chip."""
+
+_pretended = contextvars.ContextVar[Tpu | None]("pretended", default=None)
+
+
+@contextlib.contextmanager
+def pretend(device_kind: str) -> Iterator[Tpu]:
+    """Builds kernels as for a TPU that is not there, to interpret them.
+
+    Raises:
+      KeyError: `TPUS` does not know the device kind.
+    """
+    token = _pretended.set(TPUS[device_kind])
+    try:
+        yield TPUS[device_kind]
+    finally:
+        _pretended.reset(token)
+
+
+def target_tpu() -> Tpu | None:
+    """Returns the TPU that kernels are built for; None where there is none we know.
+
+    That is the mesh's in force, which may be one to compile for ahead of time, or else
+    the first device.
+    """
+    if (tpu := _pretended.get()) is not None:
+        return tpu
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return TPUS.get(device.device_kind) if device.platform == "tpu" else None

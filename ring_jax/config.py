@@ -56,7 +56,7 @@ class MoeConfig:
     """Width of one expert's hidden layer."""
     renormalize_weights: bool = True
     """Divides the chosen probabilities by their sum; top-1 is never renormalised."""
-    implementation: Literal["auto", "xla", "reference"] = "auto"
+    implementation: Literal["auto", "tpu", "xla", "reference"] = "auto"
     """Which `pallas_kernels.grouped_matmul` runs; `auto` takes the best that can."""
 
     def __post_init__(self):

@@ -20,12 +20,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.grouped_matmul import reference, xla
+from pallas_kernels.grouped_matmul import reference, tpu, xla
 
-Implementation = Literal["xla", "reference"]
+Implementation = Literal["tpu", "xla", "reference"]
 
 # In order of preference. Each module has the three functions and `unsupported`.
-IMPLEMENTATIONS: dict[str, ModuleType] = {"xla": xla, "reference": reference}
+IMPLEMENTATIONS: dict[str, ModuleType] = {
+    "tpu": tpu,
+    "xla": xla,
+    "reference": reference,
+}
 
 __all__ = [
     "IMPLEMENTATIONS",

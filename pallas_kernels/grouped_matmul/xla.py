@@ -29,6 +29,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from pallas_kernels.grouped_matmul.gradients import with_gradients
+
 # Row counts of the tiles. Larger than 256 wins nothing: 256 rows already hide the cost
 # of fetching a matrix. Steps of 32 compute 8 % more rows than owned at 192 a group.
 TILE_ROWS = (8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
@@ -42,26 +44,7 @@ def unsupported(a: jax.Array, b: jax.Array) -> str | None:
     return None
 
 
-@jax.custom_vjp
-def grouped_matmul(
-    x_RD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array
-) -> jax.Array:
-    """Returns out[r, f] = sum_d x[r, d] w[e(r), d, f]; see the package."""
-    return _multiply(x_RD, w_EDF, group_sizes_E, contracted=0)
-
-
-@jax.custom_vjp
-def grouped_matmul_transposed(
-    x_RF: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array
-) -> jax.Array:
-    """Returns out[r, d] = sum_f x[r, f] w[e(r), d, f]; see the package."""
-    return _multiply(x_RF, w_EDF, group_sizes_E, contracted=1)
-
-
-@jax.custom_vjp
-def grouped_outer(
-    x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array
-) -> jax.Array:
+def _outer(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
     """Returns out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]."""
     E, (R, D), F = group_sizes_E.shape[0], x_RD.shape, y_RF.shape[1]
     tiles = plan_tiles(group_sizes_E, num_rows=R)
@@ -75,46 +58,6 @@ def grouped_outer(
 
     zeros_EDF = _zeros_like((E, D, F), jnp.float32, x_RD)
     return jax.lax.fori_loop(0, tiles.num_tiles, add_tile, zeros_EDF)
-
-
-def _matmul_forward(x_RD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array):
-    out_RF = grouped_matmul(x_RD, w_EDF, group_sizes_E)
-    return out_RF, (x_RD, w_EDF, group_sizes_E)
-
-
-def _matmul_backward(residuals: tuple, grad_RF: jax.Array):
-    x_RD, w_EDF, group_sizes_E = residuals
-    grad_x_RD = grouped_matmul_transposed(grad_RF, w_EDF, group_sizes_E)
-    grad_w_EDF = grouped_outer(x_RD, grad_RF, group_sizes_E)
-    return grad_x_RD, grad_w_EDF.astype(w_EDF.dtype), None
-
-
-def _transposed_forward(x_RF: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array):
-    out_RD = grouped_matmul_transposed(x_RF, w_EDF, group_sizes_E)
-    return out_RD, (x_RF, w_EDF, group_sizes_E)
-
-
-def _transposed_backward(residuals: tuple, grad_RD: jax.Array):
-    x_RF, w_EDF, group_sizes_E = residuals
-    grad_x_RF = grouped_matmul(grad_RD, w_EDF, group_sizes_E)
-    grad_w_EDF = grouped_outer(grad_RD, x_RF, group_sizes_E)
-    return grad_x_RF, grad_w_EDF.astype(w_EDF.dtype), None
-
-
-def _outer_forward(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array):
-    return grouped_outer(x_RD, y_RF, group_sizes_E), (x_RD, y_RF, group_sizes_E)
-
-
-def _outer_backward(residuals: tuple, grad_EDF: jax.Array):
-    x_RD, y_RF, group_sizes_E = residuals
-    grad_x_RD = grouped_matmul_transposed(y_RF, grad_EDF, group_sizes_E)
-    grad_y_RF = grouped_matmul(x_RD, grad_EDF, group_sizes_E)
-    return grad_x_RD.astype(x_RD.dtype), grad_y_RF.astype(y_RF.dtype), None
-
-
-grouped_matmul.defvjp(_matmul_forward, _matmul_backward)
-grouped_matmul_transposed.defvjp(_transposed_forward, _transposed_backward)
-grouped_outer.defvjp(_outer_forward, _outer_backward)
 
 
 @jax.tree_util.register_dataclass
@@ -242,3 +185,10 @@ def _zeros_like(
     zeros = jnp.zeros(shape, dtype)
     varying = jax.typeof(like).manual_axis_type.varying
     return jax.lax.pcast(zeros, tuple(varying), to="varying") if varying else zeros
+
+
+grouped_matmul, grouped_matmul_transposed, grouped_outer = with_gradients(
+    functools.partial(_multiply, contracted=0),
+    functools.partial(_multiply, contracted=1),
+    _outer,
+)

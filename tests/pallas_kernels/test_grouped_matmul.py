@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels import hardware
 from pallas_kernels.grouped_matmul import (
     IMPLEMENTATIONS,
     default_implementation,
@@ -20,6 +22,10 @@ from pallas_kernels.grouped_matmul import (
     xla,
 )
 
+# Memory that nobody wrote is NaN, and a read outside an array is an error.
+INTERPRETED = pltpu.InterpretParams(
+    uninitialized_memory="nan", out_of_bounds_reads="raise"
+)
 R, D, F = 48, 5, 7
 GROUP_SIZES = {
     "even": (12, 12, 12, 12),
@@ -43,7 +49,12 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2}
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):
-    return request.param
+    """Each implementation's name; the TPU's is interpreted, on a chip of one core."""
+    if request.param != "tpu":
+        yield request.param
+        return
+    with hardware.pretend("TPU v6 lite"), pltpu.force_tpu_interpret_mode(INTERPRETED):
+        yield request.param
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -214,6 +225,12 @@ def test_gradient_agrees_with_finite_differences(implementation):
     np.testing.assert_allclose((ahead - behind) / (2 * step), slope, rtol=2e-2)
 
 
+# The interpreter calls back into Python, which neither remat nor shard_map
+# differentiates; compiling a step ahead of time covers both.
+NOT_INTERPRETED = [name for name in IMPLEMENTATIONS if name != "tpu"]
+
+
+@pytest.mark.parametrize("implementation", NOT_INTERPRETED)
 def test_scanned_and_rematerialised_layers_match_a_plain_loop(implementation):
     x_RD, w_EDF, y_RF, sizes_E = operands(GROUP_SIZES["unrouted_tail"])
     rng = np.random.default_rng(2)
@@ -240,6 +257,7 @@ def test_scanned_and_rematerialised_layers_match_a_plain_loop(implementation):
     )
 
 
+@pytest.mark.parametrize("implementation", NOT_INTERPRETED)
 @pytest.mark.parametrize("weights_vary", [True, False], ids=["own", "shared"])
 def test_each_device_multiplies_its_own_rows_under_shard_map(
     implementation, weights_vary
@@ -331,6 +349,9 @@ def test_default_implementation_is_the_first_that_can_run():
     halves = x_RD.astype(jnp.float16), w_EDF.astype(jnp.float16)
     assert default_implementation(*halves) == "reference"
     assert "float16" in (unsupported("xla", *halves) or "")
+    assert "no TPU" in (unsupported("tpu", x_RD, w_EDF) or "")
+    with hardware.pretend("TPU v5p"):
+        assert default_implementation(x_RD, w_EDF) == "tpu"
 
 
 def test_a_refusal_is_a_sentence():

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradients of the three grouped products, each of which is two of the three."""
+
+from collections.abc import Callable
+
+import jax
+
+type Product = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def with_gradients(
+    multiply: Product, multiply_transposed: Product, outer: Product
+) -> tuple[Product, Product, Product]:
+    """Makes an implementation's three products differentiable, to any order.
+
+    Args:
+      multiply: out[r, f] = sum_d x[r, d] w[e(r), d, f], of x, w and the group sizes.
+      multiply_transposed: out[r, d] = sum_f x[r, f] w[e(r), d, f].
+      outer: out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]; f32.
+
+    Returns:
+      The same three, which the rest of the package calls.
+    """
+    matmul = jax.custom_vjp(multiply)
+    transposed = jax.custom_vjp(multiply_transposed)
+    products = jax.custom_vjp(outer)
+
+    def matmul_forward(x_RD, w_EDF, group_sizes_E):
+        out_RF = matmul(x_RD, w_EDF, group_sizes_E)
+        return out_RF, (x_RD, w_EDF, group_sizes_E)
+
+    def matmul_backward(residuals, grad_RF):
+        x_RD, w_EDF, group_sizes_E = residuals
+        grad_x_RD = transposed(grad_RF, w_EDF, group_sizes_E)
+        grad_w_EDF = products(x_RD, grad_RF, group_sizes_E)
+        return grad_x_RD, grad_w_EDF.astype(w_EDF.dtype), None
+
+    def transposed_forward(x_RF, w_EDF, group_sizes_E):
+        out_RD = transposed(x_RF, w_EDF, group_sizes_E)
+        return out_RD, (x_RF, w_EDF, group_sizes_E)
+
+    def transposed_backward(residuals, grad_RD):
+        x_RF, w_EDF, group_sizes_E = residuals
+        grad_x_RF = matmul(grad_RD, w_EDF, group_sizes_E)
+        grad_w_EDF = products(grad_RD, x_RF, group_sizes_E)
+        return grad_x_RF, grad_w_EDF.astype(w_EDF.dtype), None
+
+    def products_forward(x_RD, y_RF, group_sizes_E):
+        return products(x_RD, y_RF, group_sizes_E), (x_RD, y_RF, group_sizes_E)
+
+    def products_backward(residuals, grad_EDF):
+        x_RD, y_RF, group_sizes_E = residuals
+        grad_x_RD = transposed(y_RF, grad_EDF, group_sizes_E)
+        grad_y_RF = matmul(x_RD, grad_EDF, group_sizes_E)
+        return grad_x_RD.astype(x_RD.dtype), grad_y_RF.astype(y_RF.dtype), None
+
+    matmul.defvjp(matmul_forward, matmul_backward)
+    transposed.defvjp(transposed_forward, transposed_backward)
+    products.defvjp(products_forward, products_backward)
+    return matmul, transposed, products

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TPU's kernels: tiles, races, and what the TPU's own compiler says of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import hardware
+from pallas_kernels.grouped_matmul import (
+    grouped_matmul,
+    grouped_matmul_transposed,
+    grouped_outer,
+    tpu,
+)
+
+SMALL_TILE = 64
+R, D, F = 320, 128, 256
+GROUP_SIZES = {
+    "even": (80, 80, 80, 80),
+    "tile_edges": (63, 64, 65, 0, 1, 127),
+    "many_in_a_block": (3,) * 16 + (200, 7),
+    "all_to_one": (0, 0, 320, 0),
+    "unrouted_tail": (5, 90, 0, 38),
+    "nothing_routed": (0, 0),
+    "fewer_rows_than_cores": (0, 1, 0),
+}
+CHIPS = {"one_core": "TPU v6 lite", "two_cores": "TPU v5p"}
+
+
+@pytest.fixture(params=CHIPS)
+def chip(request, monkeypatch):
+    """A chip whose tiles are small, interpreted with its races detected."""
+    monkeypatch.setattr(tpu, "TILE_ROWS", SMALL_TILE)
+    with hardware.pretend(CHIPS[request.param]) as found:
+        params = pltpu.InterpretParams(
+            detect_races=True, num_cores_or_threads=found.num_cores
+        )
+        with pltpu.force_tpu_interpret_mode(params):
+            yield found
+    pltpu.reset_tpu_interpret_mode_state()
+
+
+@pytest.mark.parametrize("group_sizes", GROUP_SIZES.values(), ids=GROUP_SIZES)
+def test_several_tiles_a_group_match_the_reference(chip, group_sizes):
+    rng = np.random.default_rng(0)
+    sizes_E = jnp.array(group_sizes, jnp.int32)
+    x_RD, y_RF = (
+        jnp.asarray(rng.standard_normal((R, width)), jnp.float32) for width in (D, F)
+    )
+    w_EDF = jnp.asarray(rng.standard_normal((len(group_sizes), D, F)), jnp.float32)
+    # Rows of nobody hold NaN, which must reach nothing.
+    is_owned_R1 = jnp.arange(R)[:, None] < jnp.sum(sizes_E)
+    for product, a, b in (
+        (grouped_matmul, x_RD, w_EDF),
+        (grouped_matmul_transposed, y_RF, w_EDF),
+        (grouped_outer, x_RD, jnp.where(is_owned_R1, y_RF, jnp.nan)),
+    ):
+        a = jnp.where(is_owned_R1, a, jnp.nan)
+        found = product(a, b, sizes_E, implementation="tpu")
+        expected = product(a, b, sizes_E, implementation="reference")
+        # Sums of up to 320 products of standard normals in another order.
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_cores", [1, 2])
+@pytest.mark.parametrize("group_sizes", GROUP_SIZES.values(), ids=GROUP_SIZES)
+def test_each_owned_row_lies_in_one_tile_of_its_group(
+    group_sizes, num_cores, monkeypatch
+):
+    monkeypatch.setattr(tpu, "TILE_ROWS", SMALL_TILE)
+    plan = tpu.plan_tiles(
+        jnp.array(group_sizes), num_rows=R, num_cores=num_cores, keep_empty=False
+    )
+    plan = jax.tree.map(np.asarray, plan)
+    owner_R = np.full(R, -1)
+    for core in range(num_cores):
+        first = core * (plan.group_J.size // num_cores)
+        groups = plan.group_E[core * (plan.group_E.size // num_cores) :]
+        tiles = slice(first, first + plan.num_tiles[core])
+        assert np.all(plan.row_J[tiles] % tpu.ROW_ALIGN == 0)
+        assert np.all(plan.begin_J[tiles] < tpu.ROW_ALIGN)
+        assert np.all(plan.end_J[tiles] <= SMALL_TILE)
+        np.testing.assert_array_equal(
+            groups[plan.order_J[tiles]], plan.group_J[tiles], "order of the matrices"
+        )
+        # A core's first block is its own: the other core must not write it.
+        assert plan.num_tiles[core] == 0 or plan.begin_J[first] == 0
+        for j in range(tiles.start, tiles.stop):
+            rows = plan.row_J[j] + np.arange(plan.begin_J[j], plan.end_J[j])
+            assert rows.size and np.all(owner_R[rows] == -1)
+            owner_R[rows] = plan.group_J[j]
+    expected = np.repeat(np.arange(len(group_sizes)), group_sizes)
+    np.testing.assert_array_equal(owner_R[: expected.size], expected)
+    assert np.all(owner_R[expected.size :] == -1)
+
+
+def test_a_width_without_a_tile_is_refused():
+    with hardware.pretend("TPU v5p"):
+        x_RD = jnp.zeros((16, 4), jnp.bfloat16)
+        w_EDF = jax.ShapeDtypeStruct((2, 4, 3_000_001), jnp.bfloat16)
+        with pytest.raises(NotImplementedError, match="pad the width"):
+            jax.eval_shape(
+                lambda w: grouped_matmul(
+                    x_RD, w, jnp.array([8, 8]), implementation="tpu"
+                ),
+                w_EDF,
+            )
+
+
+TOPOLOGIES = {
+    "v5e": "v5e:2x2",
+    "v5p": "v5:2x2x1",
+    "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}
+# Ling-lite with 8,192 tokens a device: gate and up in one, and down.
+NUM_ROWS, NUM_EXPERTS = 49152, 64
+SHAPES = {"gate_up": (2048, 2816), "down": (1408, 2048)}
+
+
+def absent_mesh(name: str, *sizes: int) -> jax.sharding.Mesh:
+    """A mesh of chips that are not there, for their compiler."""
+    axes = ("data", "fsdp", "expert")
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=TOPOLOGIES[name]
+    ).devices
+    kinds = (AxisType.Explicit,) * 3
+    num_devices = int(np.prod(sizes))
+    return jax.make_mesh(sizes, axes, axis_types=kinds, devices=devices[:num_devices])
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_the_compiler_takes_all_passes_at_ling_lite_s_shapes(name, shape):
+    mesh = absent_mesh(name, 1, 1, 1)
+    width_in, width_out = SHAPES[shape]
+
+    def abstract(shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
+
+    def passes(x_RD, w_EDF, grad_RF, group_sizes_E):
+        out_RF, pull_back = jax.vjp(
+            lambda x_RD, w_EDF: grouped_matmul(x_RD, w_EDF, group_sizes_E), x_RD, w_EDF
+        )
+        return out_RF, pull_back(grad_RF)
+
+    with jax.set_mesh(mesh):
+        # No implementation is named: a mesh of TPUs is enough to choose the kernels.
+        compiled = (
+            jax.jit(passes)
+            .lower(
+                abstract((NUM_ROWS, width_in)),
+                abstract((NUM_EXPERTS, width_in, width_out)),
+                abstract((NUM_ROWS, width_out)),
+                abstract((NUM_EXPERTS,), jnp.int32),
+            )
+            .compile()
+        )
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None and memory is not None
+    for kernel in ("grouped_matmul", "grouped_matmul_transposed", "grouped_outer"):
+        assert text.count(f"({kernel})") == 1, f"{kernel} is not in the program"
+    # Only the float32 gradient of the weights, before its cast, is beside the results.
+    sums = 4 * NUM_EXPERTS * width_in * width_out
+    assert memory.temp_size_in_bytes < 1.1 * sums

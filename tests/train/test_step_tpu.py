@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole step of Ling-lite, by the TPU's own compiler."""
+
+import dataclasses
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType
+
+from ring_jax import sharding
+from ring_jax.batch import Batch
+from ring_jax.config import (
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    TrainConfig,
+    from_config_dict,
+)
+from ring_jax.train.optimizer import make_optimizer
+from ring_jax.train.state import init_state
+from ring_jax.train.step import make_train_step
+
+SEQ_LEN = 2048
+
+
+def two_layers_of_ling_lite() -> RunConfig:
+    tree = importlib.import_module("configs.models.ling_lite").get_config()
+    model = dataclasses.replace(from_config_dict(ModelConfig, tree), num_layers=2)
+    return RunConfig(
+        model=model,
+        data=DataConfig(sources={"a": SourceConfig()}),
+        train=TrainConfig(global_batch_size=4, seq_len=SEQ_LEN),
+        stages={"only": StageConfig(mixture={"a": 1.0}, num_steps=10)},
+    )
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("sizes", [(1, 4, 1), (1, 2, 2)], ids=["fsdp", "expert"])
+def test_a_step_of_ling_lite_compiles_with_the_kernels(sizes):
+    run = two_layers_of_ling_lite()
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name="v6e:2x2"
+    ).devices
+    kinds = (AxisType.Explicit,) * 3
+    mesh = jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=kinds, devices=devices)
+    with jax.set_mesh(mesh):
+        optimizer = make_optimizer(run.train.optimizer, run.stages)
+        state = jax.eval_shape(lambda: init_state(run, optimizer))
+        layout = sharding.on_mesh(sharding.activation("BT"), mesh)
+
+        def rows(dtype) -> Any:
+            shape = (run.train.global_batch_size, SEQ_LEN)
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+
+        ids = rows(jnp.int32)
+        batch = Batch(ids, ids, ids, ids, ids, rows(jnp.float32))
+        step = make_train_step(run, optimizer)
+        text = step.lower(state, batch).compile().as_text()
+    # Two products forward, two more when the layer is recomputed, and their gradients.
+    assert text.count('custom_call_target="tpu_custom_call"') >= 6
+    assert "grouped_outer" in text
