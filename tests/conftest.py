@@ -8,6 +8,7 @@ from collections.abc import Callable
 # Most of the tests' time is compilation, half of that is optimisation. For the commands
 # that tests start, too; benchmarks and the run itself are compiled in full.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest

@@ -15,6 +15,7 @@ from ring_jax.checkpoint.model_folder import read_config as read_config
 from ring_jax.checkpoint.store import Restored as Restored
 from ring_jax.checkpoint.store import StorageError as StorageError
 from ring_jax.checkpoint.store import Store as Store
+from ring_jax.checkpoint.store import check_model as check_model
 from ring_jax.checkpoint.store import read_newest as read_newest
 from ring_jax.checkpoint.tree import flatten as flatten
 from ring_jax.checkpoint.tree import place as place

@@ -226,6 +226,22 @@ def read_newest(
     return good.record, good.arrays
 
 
+def check_model(directory: str | Path, model: ModelConfig) -> None:
+    """Refuses a folder whose newest checkpoint another model wrote; changes nothing.
+
+    Raises:
+      ConfigError: the models differ.
+      StorageError: there are steps, and none verifies.
+    """
+
+    def select(record: Mapping[str, Any]) -> Mapping[str, Any]:
+        _refuse_other_model(record, dataclasses.asdict(model))
+        return {}
+
+    if _steps(directory):
+        read_newest(directory, select)
+
+
 class _Good(NamedTuple):
     record: dict[str, Any]
     arrays: dict[str, Any]

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from ring_jax import sharding
 from ring_jax.batch import Batch
-from ring_jax.checkpoint.store import Store
+from ring_jax.checkpoint.store import Store, check_model
 from ring_jax.config import ConfigError, RunConfig, StageConfig, to_json
 from ring_jax.model.flops import count_parameters
 from ring_jax.model.transformer import Transformer
@@ -351,6 +351,8 @@ def check_run(config: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> None:
         )
     path = workdir / "config.json"
     if not path.exists():
+        # Checkpoints may have been copied here without the rest of their run.
+        check_model(workdir / "checkpoints", config.model)
         return
     before = _flat(json.loads(path.read_text("utf-8")))
     now = _flat(dataclasses.asdict(config))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ring_jax import sharding
-from ring_jax.checkpoint.store import StorageError, Store, read_newest
+from ring_jax.checkpoint.store import StorageError, Store, check_model, read_newest
 from ring_jax.config import ConfigError, MeshConfig, ModelConfig
 from ring_jax.sharding import P
 
@@ -216,9 +216,14 @@ def test_a_checkpoint_of_other_model_settings_is_refused_by_name(tmp_path):
     store.restore(_abstract(_state()))
     store.close()
     store = Store(tmp_path, keep=1, model=ModelConfig(rope_theta=6e5))
-    with pytest.raises(ConfigError, match=r"model.rope_theta=10000.0; .* 600000.0"):
+    refusal = r"model.rope_theta=10000.0; .* 600000.0"
+    with pytest.raises(ConfigError, match=refusal):
         store.restore(_abstract(_state()))
     store.close()
+    with pytest.raises(ConfigError, match=refusal):
+        check_model(tmp_path, ModelConfig(rope_theta=6e5))
+    check_model(tmp_path, ModelConfig(rope_theta=1e4))
+    check_model(tmp_path / "none", ModelConfig())
 
 
 def test_a_reader_takes_a_part_and_changes_nothing(directory):
