@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 from ring_jax import sharding
 from ring_jax.cli import status
+from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.sample import prepare_sample
 from ring_jax.cli.settings import load_run_config
@@ -215,4 +216,4 @@ def _print(checks: list[Check]) -> None:
         if check.fix:
             found.append(f"\nfix: {check.fix}", style="bold")
         table.add_row(rich.text.Text(mark, style), rich.text.Text(check.name), found)
-    rich.console.Console().print(table)
+    Console().print(table)

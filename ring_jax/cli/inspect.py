@@ -17,6 +17,7 @@ import rich.table
 import rich.text
 
 from ring_jax.cli import status
+from ring_jax.cli.console import Console
 from ring_jax.cli.rows import print_rows
 from ring_jax.cli.settings import (
     load_any_config,
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints settings and parameters, or with `--workdir` alone what a run has done."""
-    console = rich.console.Console()
+    console = Console()
     if args.data:
         print_rows(
             load_run_config(args), args.workdir, num_rows=args.data, console=console

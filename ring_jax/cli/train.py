@@ -14,11 +14,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 from ring_jax import sharding
 from ring_jax.checkpoint import import_folder, max_logit_difference_to_mlx, place
 from ring_jax.cli import status
+from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.export import export_newest
 from ring_jax.cli.settings import load_run_config, require_workdir

@@ -65,8 +65,12 @@ def _read(workdir: Path) -> RunFolder:
     for record in records:
         kinds.setdefault(str(record.get("kind")), []).append(record)
     samples = dict(_read_samples(workdir / "samples"))
+    # Events come after the end, too, when the command is repeated.
     times = [
-        t for record in records if isinstance(t := record.get("time"), int | float)
+        t
+        for record in records
+        if isinstance(t := record.get("time"), int | float)
+        and record.get("kind") != "event"
     ]
     return RunFolder(
         name=workdir.resolve().name,

@@ -292,7 +292,8 @@ class _Loop:
             )
         self.log.write("train", **record)
         self.log.write("router", stage=stage.name, step=number, load_LE=load_LE)
-        self.file.info(describe(record))
+        num_steps = stage.last_step - stage.first_step
+        self.file.info(describe(record, num_steps=num_steps))
         progress.show(record)
 
     def finish_stage(self, stage: _Stage, state: TrainState) -> None:
@@ -300,6 +301,7 @@ class _Loop:
         graded = {record["stage"] for record in self.log.records("panel")}
         if stage.name not in graded:
             self.store.wait()
+            self.run.console.print(f"{stage.name}: grading held-out items")
             rows = self.run.evaluate(state.model, stage.name)
             self.log.write("panel", stage=stage.name, step=stage.last_step, rows=rows)
 

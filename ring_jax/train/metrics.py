@@ -120,10 +120,10 @@ def _measured_flops(device: Any) -> float:
     return 2.0 * width**3 / min(seconds)
 
 
-def describe(record: dict[str, Any]) -> str:
+def describe(record: dict[str, Any], *, num_steps: int) -> str:
     """Says a train record in one line, for the terminal and `log.txt`."""
     line = (
-        f"{record['stage']} step {record['stage_step']}: "
+        f"{record['stage']} step {record['stage_step']:,} of {num_steps:,}: "
         f"loss {record['train/loss']:.3f}, grad norm {record['train/grad_norm']:.2f}"
     )
     rate = record.get("throughput/tokens_per_second")

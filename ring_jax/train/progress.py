@@ -70,7 +70,8 @@ class StageProgress:
         step = record["stage_step"]
         is_due = step - self._last_line >= self._num_steps / LINES_PER_STAGE
         if not self._console.is_terminal and (is_due or step == self._num_steps):
-            self._console.print(describe(record), highlight=False)
+            line = describe(record, num_steps=self._num_steps)
+            self._console.print(line, highlight=False)
             self._last_line = step
 
 
