@@ -17,8 +17,8 @@ Work in proportion to the routed rows, whatever the number of groups (on a CPU
         tiles   [0: c  ][0:*]
                            [1: c  ][1: c  ][1:*]               * the smallest that fits
 
-The loop runs once a tile that exists. Its trip count is data, which is why the
-gradients are written out here; each is another of the three products.
+The loop runs once a tile that exists. Its trip count is data, which reverse mode cannot
+follow: the gradients are other loops (`gradients.py`).
 """
 
 import dataclasses
