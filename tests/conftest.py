@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight emulated devices, strict ranks, and a mesh in force for every test."""
 
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -12,12 +13,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from ring_jax.config import MeshConfig  # noqa: E402  (devices are set first)
-from ring_jax.sharding import make_mesh  # noqa: E402  (devices are set first)
+from ring_jax.sharding import MESH_AXES, make_mesh  # noqa: E402  (devices are set first)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +44,30 @@ def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         )
 
     return check
+
+
+TOPOLOGIES = {
+    "v5e": "v5e:2x2",
+    "v5p": "v5:2x2x1",
+    "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}
+"""Chip -> the smallest topology of it that its compiler knows; four devices or more."""
+
+
+@pytest.fixture
+def absent_mesh() -> Callable[..., Mesh]:
+    """Makes meshes of TPUs that are not there, for their compiler; needs libtpu."""
+
+    def make(chip: str, *sizes: int) -> Mesh:
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=TOPOLOGIES[chip]
+        )
+        devices = topology.devices[: math.prod(sizes)]
+        kinds = (AxisType.Explicit,) * len(MESH_AXES)
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices)
+
+    return make
 
 
 @pytest.fixture

@@ -25,19 +25,11 @@ def with_gradients(
     transposed = jax.custom_vjp(multiply_transposed)
     products = jax.custom_vjp(outer)
 
-    def matmul_forward(x_RD, w_EDF, group_sizes_E):
-        out_RF = matmul(x_RD, w_EDF, group_sizes_E)
-        return out_RF, (x_RD, w_EDF, group_sizes_E)
-
     def matmul_backward(residuals, grad_RF):
         x_RD, w_EDF, group_sizes_E = residuals
         grad_x_RD = transposed(grad_RF, w_EDF, group_sizes_E)
         grad_w_EDF = products(x_RD, grad_RF, group_sizes_E)
         return grad_x_RD, grad_w_EDF.astype(w_EDF.dtype), None
-
-    def transposed_forward(x_RF, w_EDF, group_sizes_E):
-        out_RD = transposed(x_RF, w_EDF, group_sizes_E)
-        return out_RD, (x_RF, w_EDF, group_sizes_E)
 
     def transposed_backward(residuals, grad_RD):
         x_RF, w_EDF, group_sizes_E = residuals
@@ -45,16 +37,17 @@ def with_gradients(
         grad_w_EDF = products(grad_RD, x_RF, group_sizes_E)
         return grad_x_RF, grad_w_EDF.astype(w_EDF.dtype), None
 
-    def products_forward(x_RD, y_RF, group_sizes_E):
-        return products(x_RD, y_RF, group_sizes_E), (x_RD, y_RF, group_sizes_E)
-
     def products_backward(residuals, grad_EDF):
         x_RD, y_RF, group_sizes_E = residuals
         grad_x_RD = transposed(y_RF, grad_EDF, group_sizes_E)
         grad_y_RF = matmul(x_RD, grad_EDF, group_sizes_E)
         return grad_x_RD.astype(x_RD.dtype), grad_y_RF.astype(y_RF.dtype), None
 
-    matmul.defvjp(matmul_forward, matmul_backward)
-    transposed.defvjp(transposed_forward, transposed_backward)
-    products.defvjp(products_forward, products_backward)
+    matmul.defvjp(_keeping_inputs(matmul), matmul_backward)
+    transposed.defvjp(_keeping_inputs(transposed), transposed_backward)
+    products.defvjp(_keeping_inputs(products), products_backward)
     return matmul, transposed, products
+
+
+def _keeping_inputs(product: Product) -> Callable[..., tuple]:
+    return lambda *inputs: (product(*inputs), inputs)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import jax
 import rich.box
-import rich.console
 import rich.table
 import rich.text
 from packaging.requirements import Requirement

@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
-from jax.sharding import AxisType
 
 from ring_jax import sharding
 from ring_jax.batch import Batch
@@ -42,13 +40,9 @@ def two_layers_of_ling_lite() -> RunConfig:
 
 @pytest.mark.aot
 @pytest.mark.parametrize("sizes", [(1, 4, 1), (1, 2, 2)], ids=["fsdp", "expert"])
-def test_a_step_of_ling_lite_compiles_with_the_kernels(sizes):
+def test_a_step_of_ling_lite_compiles_with_the_kernels(sizes, absent_mesh):
     run = two_layers_of_ling_lite()
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name="v6e:2x2"
-    ).devices
-    kinds = (AxisType.Explicit,) * 3
-    mesh = jax.make_mesh(sizes, sharding.MESH_AXES, axis_types=kinds, devices=devices)
+    mesh = absent_mesh("v6e", *sizes)
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(run.train.optimizer, run.stages)
         state = jax.eval_shape(lambda: init_state(run, optimizer))
