@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,7 @@ def with_gradients(product: Product) -> Callable[[Operands], tuple]:
 
 
 def medians(
-    contestants: Mapping[str, tuple[Callable, Operands]], repeats: int
+    contestants: Mapping[str, tuple[Callable, Any]], repeats: int
 ) -> dict[str, float]:
     """Calls all contestants in turn, after one call to compile; milliseconds."""
     seconds = {name: [] for name in contestants}

@@ -285,9 +285,13 @@ class _Heads:
         is_used_C: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the head's gradient with this chunk's added, and the chunk's own."""
+        # For the layout that its matmuls like, tpu7x's compiler would copy the hidden
+        # states of all chunks, and their gradients: memory that grows with the batch.
+        hidden_CD = jax.lax.optimization_barrier(hidden_CD)
         # Both are masked, as 0 * NaN is NaN.
         grad_CV = jnp.where(is_used_C[:, None], grad_CV, 0.0).astype(hidden_CD.dtype)
         grad_CD = jnp.einsum("CV,DV->CD", grad_CV, self.head_DV)
+        grad_CD = jax.lax.optimization_barrier(grad_CD)
         hidden_CD = jnp.where(is_used_C[:, None], hidden_CD, 0.0)
         return grad_head_DV + _product("CD,CV->DV", hidden_CD, grad_CV), grad_CD
 
@@ -361,10 +365,13 @@ def _total(results: TokenResults, weights: TokenWeights) -> jax.Array:
         (weights.z_loss_M, jnp.square(results.log_partition_M)),
         (weights.divergence_M, results.divergence_M),
     )
-    return sum(
-        jnp.sum(jnp.where(weight != 0, weight * term, 0.0))
-        for weight, term in terms
-        if weight is not None
+    return functools.reduce(
+        jnp.add,
+        [
+            jnp.sum(jnp.where(weight != 0, weight * term, 0.0))
+            for weight, term in terms
+            if weight is not None and term is not None
+        ],
     )
 
 
