@@ -184,10 +184,12 @@ def test_padding_may_lie_before_and_between_documents(implementation):
 
 def test_a_nan_stays_in_its_own_document_and_after_it(implementation):
     segments_BT = segments([[130, 100, 90]])
-    *inputs, _ = operands(segments_BT)
+    query, key, value, _ = operands(segments_BT)
     # Blocks of 128 hold parts of two documents, of which one has the NaN as a key.
-    inputs[1] = inputs[1].at[0, 150].set(jnp.nan)
-    out_BTNH = packed_attention(*inputs, segments_BT, implementation=implementation)
+    key = key.at[0, 150].set(jnp.nan)
+    out_BTNH = packed_attention(
+        query, key, value, segments_BT, implementation=implementation
+    )
     is_nan_T = np.isnan(out_BTNH).any(axis=(0, 2, 3))
     assert np.flatnonzero(is_nan_T).tolist() == [*range(150, 230)]
 
@@ -329,7 +331,7 @@ def test_default_implementation_is_the_first_that_can_run():
     assert "no TPU" in (unsupported("tpu", query, key) or "")
     with hardware.pretend("TPU v5p"):
         assert default_implementation(query, key) == "tpu"
-        long = jax.ShapeDtypeStruct((64, 2**15, 1, 8), jnp.float32)
+        long = jnp.zeros((64, 2**15, 1, 1), jnp.float32)
         assert "fewer or shorter rows" in (unsupported("tpu", long, long) or "")
 
 
@@ -337,8 +339,10 @@ def test_a_refusal_is_a_sentence():
     segments_BT = jnp.ones((1, 8), jnp.int32)
     query, key, value, _ = operands(segments_BT, (4, 2))
     with pytest.raises(NotImplementedError, match="xla cannot run: .* float16"):
-        halves = [x.astype(jnp.float16) for x in (query, key, value)]
-        packed_attention(*halves, segments_BT, implementation="xla")
+        query_half, key_half = query.astype(jnp.float16), key.astype(jnp.float16)
+        packed_attention(
+            query_half, key_half, key_half, segments_BT, implementation="xla"
+        )
     with pytest.raises(ValueError, match="must be one of"):
         packed_attention(query, key, value, segments_BT, implementation="xle")
     with pytest.raises(ValueError, match="share B, T and H"):

@@ -31,7 +31,7 @@ def chip(request, monkeypatch):
 def passes(query_BTNH, key_BTKH, value_BTKH, segments_BT, grad_BTNH):
     # No implementation is named: a TPU is enough to choose the kernels.
     out_BTNH, pull_back = jax.vjp(
-        lambda *inputs: packed_attention(*inputs, segments_BT),
+        lambda query, key, value: packed_attention(query, key, value, segments_BT),
         query_BTNH,
         key_BTKH,
         value_BTKH,
@@ -50,7 +50,9 @@ def test_two_rows_of_several_blocks_match_the_reference(chip):
     arrays = query_BTNH, key_BTKH, value_BTKH, segments_BT, grad_BTNH
     found = passes(*arrays)
     out_BTNH, pull_back = jax.vjp(
-        lambda *x: packed_attention(*x, segments_BT, implementation="reference"),
+        lambda query, key, value: packed_attention(
+            query, key, value, segments_BT, implementation="reference"
+        ),
         *arrays[:3],
     )
     for actual, wanted in zip(found, (out_BTNH, *pull_back(grad_BTNH)), strict=True):
