@@ -78,6 +78,8 @@ class ModelConfig:
     num_heads: int = 16
     num_kv_heads: int = 4
     head_dim: int = 128
+    attention_implementation: Literal["auto", "tpu", "xla", "reference"] = "auto"
+    """Which `pallas_kernels.attention` runs; `auto` takes the best that can."""
     mlp_dim: int = 5632
     """Width of the feed-forward layer in dense layers; unused when there are none."""
     num_dense_layers: int = 0

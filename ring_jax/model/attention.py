@@ -2,11 +2,13 @@
 """Grouped-query attention over packed rows, with an optional key/value cache."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.attention import packed_attention
 from ring_jax import sharding
 from ring_jax.config import ModelConfig
 from ring_jax.model.layers import filled, normal
@@ -15,9 +17,6 @@ from ring_jax.sharding import einsum, reshape
 
 MASKED = -1e30
 """Score of an unseen key; finite, so that a row that sees nothing is not NaN."""
-
-MIN_BLOCK, MAX_BLOCKS = 128, 8
-"""Queries per block at least, and blocks at most: the program unrolls blocks."""
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +48,8 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D, N = config.model_dim, config.num_heads
         K, H, std = config.num_kv_heads, config.head_dim, config.init_std
+        chosen = config.attention_implementation
+        self.implementation = None if chosen == "auto" else chosen
         self.query_DNH = normal("DNH", (D, N, H), std, rngs)
         self.key_DKH = normal("DKH", (D, K, H), std, rngs)
         self.value_DKH = normal("DKH", (D, K, H), std, rngs)
@@ -62,8 +63,14 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, rows: Rows) -> jax.Array:
         """Attends among the tokens at hand: training and scoring."""
         query_BTNH, key_BTKH, value_BTKH = self._project(x_BTD, rows)
-        mixed_BTNH = _attend_causal(query_BTNH, key_BTKH, value_BTKH, rows.segments_BT)
-        return self._output(mixed_BTNH)
+        heads, row = sharding.activation("BTNH"), sharding.activation("BT")
+        run = sharding.per_device(
+            functools.partial(packed_attention, implementation=self.implementation),
+            in_specs=(heads, heads, heads, row),
+            out_specs=heads,
+        )
+        segments_BT = jax.reshard(rows.segments_BT, row)
+        return self._output(run(query_BTNH, key_BTKH, value_BTKH, segments_BT))
 
     def decode(
         self,
@@ -118,36 +125,6 @@ class Attention(nnx.Module):
     def _output(self, mixed_BTNH: jax.Array) -> jax.Array:
         out_BTD = einsum("BTNH,NHD->BTD", mixed_BTNH, self.out_NHD[...])
         return _add_bias(out_BTD, self.out_bias_D)
-
-
-def _attend_causal(
-    query_BTNH: jax.Array,
-    key_BTKH: jax.Array,
-    value_BTKH: jax.Array,
-    segments_BT: jax.Array,
-) -> jax.Array:
-    """Attends by blocks of queries, each to the keys up to its own end.
-
-    Keys after a block are never multiplied (half of a causal square), and the backward
-    pass forms a block's scores again, so that only one block's are held at a time.
-    """
-    T = query_BTNH.shape[1]
-    block = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
-    mixed = []
-    for start in range(0, T, block):
-        stop = min(start + block, T)
-        visible_BTS = _visible(
-            segments_BT[:, start:stop], segments_BT[:, :stop], first_slot=start
-        )
-        mixed.append(
-            jax.checkpoint(attend)(
-                query_BTNH[:, start:stop],
-                key_BTKH[:, :stop],
-                value_BTKH[:, :stop],
-                visible_BTS,
-            )
-        )
-    return jnp.concatenate(mixed, axis=1)
 
 
 def attend(
