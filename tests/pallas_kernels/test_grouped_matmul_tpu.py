@@ -14,6 +14,7 @@ from pallas_kernels.grouped_matmul import (
     grouped_matmul,
     grouped_matmul_transposed,
     grouped_outer,
+    plan_rows,
     tpu,
 )
 
@@ -72,9 +73,10 @@ def test_each_owned_row_lies_in_one_tile_of_its_group(
     group_sizes, num_cores, monkeypatch
 ):
     monkeypatch.setattr(tpu, "TILE_ROWS", SMALL_TILE)
-    plan = tpu.plan_tiles(
-        jnp.array(group_sizes), num_rows=R, num_cores=num_cores, keep_empty=False
-    )
+    with hardware.pretend({1: "TPU v6 lite", 2: "TPU v5p"}[num_cores]):
+        plan = plan_rows(
+            jnp.array(group_sizes), num_rows=R, implementation="tpu"
+        ).tiles
     plan = jax.tree.map(np.asarray, plan)
     owner_R = np.full(R, -1)
     for core in range(num_cores):
