@@ -38,6 +38,7 @@ IMPLEMENTATIONS: dict[str, ModuleType] = {
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "Groups",
     "Implementation",
     "RowPlan",
     "default_implementation",
@@ -46,7 +47,9 @@ __all__ = [
     "grouped_matmul_transposed",
     "grouped_outer",
     "plan_rows",
+    "resolve_plan",
     "unsupported",
+    "vary_alike",
 ]
 
 
@@ -127,7 +130,7 @@ def grouped_matmul(
         implementation.
       NotImplementedError: the named implementation cannot run these inputs.
     """
-    plan = _plan("grouped_matmul", x_RD, w_EDF, groups, implementation)
+    plan = resolve_plan("grouped_matmul", groups, x_RD, w_EDF, implementation)
     _check_matmul("grouped_matmul", x_RD, w_EDF, plan, contracted=1)
     module = IMPLEMENTATIONS[plan.implementation]
     return module.grouped_matmul(*vary_alike(x_RD, w_EDF, plan.tiles))
@@ -146,7 +149,7 @@ def grouped_matmul_transposed(
     copy of the weights.
     """
     name = "grouped_matmul_transposed"
-    plan = _plan(name, x_RF, w_EDF, groups, implementation)
+    plan = resolve_plan(name, groups, x_RF, w_EDF, implementation)
     _check_matmul(name, x_RF, w_EDF, plan, contracted=2)
     module = IMPLEMENTATIONS[plan.implementation]
     return module.grouped_matmul_transposed(*vary_alike(x_RF, w_EDF, plan.tiles))
@@ -181,7 +184,7 @@ def grouped_outer(
             f"grouped_outer: x {x_RD.shape}, y {y_RF.shape}: x [R, D], y [R, F] share "
             "R. Pass the same rows."
         )
-    plan = _plan("grouped_outer", x_RD, y_RF, groups, implementation)
+    plan = resolve_plan("grouped_outer", groups, x_RD, y_RF, implementation)
     module = IMPLEMENTATIONS[plan.implementation]
     return module.grouped_outer(*vary_alike(x_RD, y_RF, plan.tiles))
 
@@ -213,6 +216,7 @@ def fused_matmul(
     Returns:
       The epilogue's outputs in x's dtype, and its sums f32[R] or None.
     """
+    resolve_plan(epilogue.name, plan, x_RD, w_EDF, None)
     _check_matmul(epilogue.name, x_RD, w_EDF, plan, contracted=1 + is_transposed)
     arguments = vary_alike(x_RD, w_EDF, plan.tiles, tuple(operands), row_weights_R)
     x_RD, w_EDF, tiles, operands, row_weights_R = arguments
@@ -228,10 +232,7 @@ def fused_matmul(
         )
     module = IMPLEMENTATIONS[plan.implementation]
     product = module.grouped_matmul_transposed if is_transposed else module.grouped_matmul
-    outputs, sums_R = finish(
-        product(x_RD, w_EDF, tiles), operands, row_weights_R, epilogue
-    )
-    return outputs, sums_R
+    return finish(product(x_RD, w_EDF, tiles), operands, row_weights_R, epilogue)
 
 
 def default_implementation(a: jax.Array, b: jax.Array) -> str:
@@ -242,15 +243,6 @@ def default_implementation(a: jax.Array, b: jax.Array) -> str:
 def unsupported(implementation: str, a: jax.Array, b: jax.Array) -> str | None:
     """Returns why an implementation cannot run these two operands; None if it can."""
     return IMPLEMENTATIONS[implementation].unsupported(a, b)
-
-
-def check_float(operation: str, implementation: str, *arrays: jax.Array) -> None:
-    """Raises a NotImplementedError if an implementation cannot run these operands."""
-    for array in arrays:
-        if reason := unsupported(implementation, arrays[0], array):
-            raise NotImplementedError(
-                f"{operation}: {implementation} cannot run: {reason}."
-            )
 
 
 def vary_alike[T](*trees: T) -> list[T]:
@@ -269,10 +261,15 @@ def vary_alike[T](*trees: T) -> list[T]:
     return jax.tree.unflatten(structure, marked)
 
 
-def _plan(
-    operation: str, a: jax.Array, b: jax.Array, groups: Groups, name: str | None
+def resolve_plan(
+    operation: str,
+    groups: Groups,
+    a: jax.Array,
+    b: jax.Array,
+    implementation: str | None,
 ) -> RowPlan:
     """Returns the plan given, or makes the one of the sizes given."""
+    name = implementation
     if isinstance(groups, RowPlan):
         name = name or groups.implementation
         if (groups.num_rows, groups.implementation) != (a.shape[0], name):
