@@ -121,6 +121,7 @@ def _backward(save, residuals, grad_RD):
         row_weights_R=row_weights_R,
         is_transposed=True,
     )
+    assert grad_row_weights_R is not None
     grad_down_EFD = grouped_outer(weighted_RF, grad_RD, plan)
     grad_x_RD = grouped_matmul_transposed(grad_inputs_RF, gate_up_EDF, plan)
     grad_gate_up_EDF = grouped_outer(x_RD, grad_inputs_RF, plan)

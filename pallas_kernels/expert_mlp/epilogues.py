@@ -35,9 +35,7 @@ def _swiglu_backward(
     return outputs, grad_CF * hidden_CF
 
 
-SWIGLU = Epilogue(
-    "expert_gate_up", _swiglu, product_slices=2, zeroes_free_rows=False
-)
+SWIGLU = Epilogue("expert_gate_up", _swiglu, product_slices=2, zeroes_free_rows=False)
 """gate, up -> hidden."""
 SWIGLU_AND_INPUTS = Epilogue(
     "expert_gate_up",

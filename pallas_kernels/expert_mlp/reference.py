@@ -18,7 +18,9 @@ def expert_mlp(
     end_E = jnp.cumsum(group_sizes_E)
     row_R = jnp.arange(x_RD.shape[0])
     y_RD = jnp.zeros_like(x_RD)
-    for e, (gate_up_D2F, down_FD) in enumerate(zip(gate_up_ED2F, down_EFD, strict=True)):
+    for e, (gate_up_D2F, down_FD) in enumerate(
+        zip(gate_up_ED2F, down_EFD, strict=True)
+    ):
         end = end_E[e + group_offset]
         begin = end - group_sizes_E[e + group_offset]
         is_own_R = (row_R >= begin) & (row_R < end)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from pallas_kernels.grouped_matmul import reference, tpu, xla
 from pallas_kernels.grouped_matmul.epilogue import Epilogue, finish
@@ -60,6 +61,8 @@ class RowPlan:
 
     tiles: Any
     """What the implementation made of the sizes."""
+    owned: jax.Array
+    """i32[2], the first row of anybody and the one after the last."""
     implementation: str = dataclasses.field(metadata={"static": True})
     num_rows: int = dataclasses.field(metadata={"static": True})
     num_groups: int = dataclasses.field(metadata={"static": True})
@@ -102,7 +105,8 @@ def plan_rows(
     )
     module = IMPLEMENTATIONS[implementation]
     tiles = module.plan_rows(begin_E, end_E, num_rows=num_rows)
-    return RowPlan(tiles, implementation, num_rows, num_groups)
+    owned = jnp.stack([begin_E[0], end_E[-1]])
+    return RowPlan(tiles, owned, implementation, num_rows, num_groups)
 
 
 def grouped_matmul(
@@ -218,21 +222,29 @@ def fused_matmul(
     """
     resolve_plan(epilogue.name, plan, x_RD, w_EDF, None)
     _check_matmul(epilogue.name, x_RD, w_EDF, plan, contracted=1 + is_transposed)
-    arguments = vary_alike(x_RD, w_EDF, plan.tiles, tuple(operands), row_weights_R)
-    x_RD, w_EDF, tiles, operands, row_weights_R = arguments
+    arguments = vary_alike(x_RD, w_EDF, plan, tuple(operands), row_weights_R)
+    x_RD, w_EDF, plan, operands, row_weights_R = arguments
     if plan.implementation == "tpu":
         return tpu.multiply(
             x_RD,
             w_EDF,
-            tiles,
+            plan.tiles,
             epilogue,
             operands=operands,
             row_weights_R=row_weights_R,
             contracted=int(is_transposed),
         )
+    if row_weights_R is not None:
+        # The products of rows of nobody are 0, and 0 * NaN is NaN.
+        row_R = jnp.arange(plan.num_rows)
+        is_owned_R = (row_R >= plan.owned[0]) & (row_R < plan.owned[1])
+        row_weights_R = jnp.where(is_owned_R, row_weights_R, 0)
     module = IMPLEMENTATIONS[plan.implementation]
-    product = module.grouped_matmul_transposed if is_transposed else module.grouped_matmul
-    return finish(product(x_RD, w_EDF, tiles), operands, row_weights_R, epilogue)
+    multiply = (
+        module.grouped_matmul_transposed if is_transposed else module.grouped_matmul
+    )
+    product_RF = multiply(x_RD, w_EDF, plan.tiles)
+    return finish(product_RF, operands, row_weights_R, epilogue)
 
 
 def default_implementation(a: jax.Array, b: jax.Array) -> str:
@@ -245,7 +257,7 @@ def unsupported(implementation: str, a: jax.Array, b: jax.Array) -> str | None:
     return IMPLEMENTATIONS[implementation].unsupported(a, b)
 
 
-def vary_alike[T](*trees: T) -> list[T]:
+def vary_alike(*trees: Any) -> list[Any]:
     """Marks arrays as varying over every mesh axis that one of them varies over.
 
     Inside `jax.shard_map` a loop's carry must vary as its results do. The mark's
@@ -309,16 +321,14 @@ def _check_matmul(
         )
 
 
-def _check_group_sizes(
-    operation: str, group_sizes_E: jax.Array, num_rows: int
-) -> None:
+def _check_group_sizes(operation: str, group_sizes_E: jax.Array, num_rows: int) -> None:
     is_integer = jnp.issubdtype(group_sizes_E.dtype, jnp.integer)
     if group_sizes_E.ndim != 1 or group_sizes_E.shape[0] == 0 or not is_integer:
         raise ValueError(
             f"{operation}: group_sizes is {group_sizes_E.dtype}{group_sizes_E.shape}; "
             "it must be integers [E] with at least one group."
         )
-    if isinstance(group_sizes_E, jax.core.Tracer):
+    if isinstance(group_sizes_E, Tracer):
         return
     sizes_E = np.asarray(group_sizes_E)
     if sizes_E.min() < 0 or sizes_E.sum() > num_rows:
@@ -331,9 +341,9 @@ def _check_group_sizes(
 def _check_window(
     num_all: int, num_groups: int, group_offset: jax.typing.ArrayLike
 ) -> None:
-    is_known = not isinstance(group_offset, jax.core.Tracer)
+    is_known = not isinstance(group_offset, Tracer)
     offset = int(np.asarray(group_offset)) if is_known else 0
-    if not (0 <= offset and 1 <= num_groups <= num_all - offset):
+    if not (offset >= 0 and 1 <= num_groups <= num_all - offset):
         raise ValueError(
             f"plan_rows: {num_groups} groups from group {offset} on are not within the "
             f"{num_all} that have sizes. Pass the sizes of all groups."

@@ -26,9 +26,7 @@ def unsupported(a: jax.Array, b: jax.Array) -> None:
     """Returns None: the definitions take any arrays."""
 
 
-def grouped_matmul(
-    x_RD: jax.Array, w_EDF: jax.Array, edges: Edges
-) -> jax.Array:
+def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, edges: Edges) -> jax.Array:
     """Returns out[r, f] = sum_d x[r, d] w[e(r), d, f]; see the package."""
     return _matmul("ERD,EDF->ERF", x_RD, w_EDF, edges)
 
@@ -40,9 +38,7 @@ def grouped_matmul_transposed(
     return _matmul("ERF,EDF->ERD", x_RF, w_EDF, edges)
 
 
-def grouped_outer(
-    x_RD: jax.Array, y_RF: jax.Array, edges: Edges
-) -> jax.Array:
+def grouped_outer(x_RD: jax.Array, y_RF: jax.Array, edges: Edges) -> jax.Array:
     """Returns out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]."""
     owner_ER1 = _owners(edges, num_rows=x_RD.shape[0])
     x_ERD = jnp.where(owner_ER1, x_RD[None], 0)

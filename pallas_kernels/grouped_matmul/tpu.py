@@ -115,7 +115,9 @@ def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePla
     def plan_core(core: jax.Array) -> dict[str, jax.Array]:
         low = lowest + core * share
         high = jnp.minimum(low + share, highest)
-        own_begin_E, own_end_E = (jnp.clip(edge, low, high) for edge in (begin_E, end_E))
+        own_begin_E, own_end_E = (
+            jnp.clip(edge, low, high) for edge in (begin_E, end_E)
+        )
         first_E = _round_down(own_begin_E, ROW_ALIGN)
         has_tiles_E = own_end_E > own_begin_E
         num_tiles_E = jnp.where(has_tiles_E, -(-(own_end_E - first_E) // TILE_ROWS), 0)
@@ -273,7 +275,9 @@ class _Product:
     def scratch_shapes(self) -> list[Any]:
         """Returns the buffers that `_multiply_kernel` takes, in its order."""
         columns = self.epilogue.product_slices * self.tile
-        matrix = (columns, self.width_in) if self.contracted else (self.width_in, columns)
+        matrix = (
+            (columns, self.width_in) if self.contracted else (self.width_in, columns)
+        )
 
         def stream(width: int) -> tuple:
             tiles = pltpu.VMEM((2, TILE_ROWS, width), self.dtype)
@@ -290,10 +294,9 @@ class _Product:
         ]
 
 
-def _multiply_kernel(
-    plan, x, w, operands, row_weights, outputs, sums, *scratch, product: _Product
-) -> None:
+def _multiply_kernel(plan, *refs, product: _Product) -> None:
     """Gives each reference its place in `_Multiply`."""
+    x, w, operands, row_weights, outputs, sums, *scratch = refs
     x_stream, w_tiles, w_done, operand_streams, output_streams, carries = scratch
     epilogue = product.epilogue
     _Multiply(
@@ -391,16 +394,16 @@ class _Multiply:
 
     def run(self) -> None:
         num_tiles = self.plan.num_tiles[self.core]
-        if self.sums is not None:
+        if (sums := self.sums) is not None:
 
             @pl.when(pl.program_id(1) == 0)
             def _():
-                self.sums[...] = jnp.zeros_like(self.sums)
+                sums[...] = jnp.zeros(sums.shape, jnp.float32)
 
         @pl.when(num_tiles > 0)
         def _():
             for carry in self.carries:
-                carry[...] = jnp.zeros_like(carry)
+                carry[...] = jnp.zeros(carry.shape, carry.dtype)
             self.start_reads(0)
             for order in range(WEIGHT_BUFFERS - 1):
                 self.start_matrix(order)
@@ -460,9 +463,7 @@ class _Multiply:
                 # Selected, not multiplied: rows of others may hold NaN.
                 result = jnp.where(row < end, result, 0.0).astype(out.tiles.dtype)
                 block = slice(ROW_ALIGN)
-                shared = jnp.where(
-                    row[block] < begin, carry[:, columns], result[block]
-                )
+                shared = jnp.where(row[block] < begin, carry[:, columns], result[block])
                 out.tiles[_slot(j), :rows, columns] = result
                 out.tiles[_slot(j), block, columns] = shared
         if self.sums is not None:
@@ -639,7 +640,7 @@ def _zero_rows(out: _Stream, first, count) -> None:
 
 
 def _to_lanes(row_weights_R: jax.Array) -> jax.Array:
-    """Puts a number a row into lane rows of 128, and as many more as a tile may read."""
+    """Puts a number a row into lane rows of 128, as many as a tile may read."""
     R = row_weights_R.shape[0]
     padding = _num_lane_rows(_round_up(R, ROW_ALIGN)) * LANES - R
     values = jnp.pad(row_weights_R.astype(jnp.float32), (0, padding))
