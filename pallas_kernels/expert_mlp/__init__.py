@@ -8,14 +8,17 @@ Two grouped products forward and four backward, which share one plan of the rows
 stands between them is done on a product's rows before they are written
 (`epilogues.py`), so that on a TPU no other pass reads or writes an array of R rows:
 
-    forward    x, gate_up -> hidden (, gate and up)    hidden, down, weights -> y
+    forward    x, gate_up, weights -> weighted hidden (, gate and up)
+               weighted hidden, down -> y
     backward   dy, down^T, gate, up, weights -> d(gate, up), weighted hidden, d weights
                weighted hidden, dy -> d down           d(gate, up), gate_up^T -> dx
                x, d(gate, up) -> d gate_up
 
-The gradient of a row's weight is <dy, hidden down> = <dy down^T, hidden>, so that the
-unweighted result is neither kept nor computed again (as in SonicMoE,
-arXiv:2512.14080).
+A row's weight multiplies its hidden row, before the down projection, and not the
+result: that is narrower, the backward pass needs the weighted hidden row as well, and
+the result is still rounded once. The weight's gradient is <dy, hidden down> =
+<dy down^T, hidden>, so that the unweighted result is neither kept nor computed again
+(as in SonicMoE, arXiv:2512.14080).
 """
 
 import functools
@@ -27,11 +30,9 @@ from pallas_kernels.expert_mlp.epilogues import (
     SWIGLU,
     SWIGLU_AND_INPUTS,
     SWIGLU_BACKWARD,
-    WEIGH,
 )
 from pallas_kernels.grouped_matmul import (
     Groups,
-    RowPlan,
     fused_matmul,
     grouped_matmul,
     grouped_matmul_transposed,
@@ -89,22 +90,19 @@ def expert_mlp(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _expert_mlp(save, x_RD, gate_up_EDF, down_EFD, row_weights_R, plan):
     del save
-    (hidden_RF,), _ = fused_matmul(x_RD, gate_up_EDF, plan, SWIGLU)
-    return _down(hidden_RF, down_EFD, row_weights_R, plan)
+    (weighted_RF,), _ = fused_matmul(
+        x_RD, gate_up_EDF, plan, SWIGLU, row_weights_R=row_weights_R
+    )
+    return grouped_matmul(weighted_RF, down_EFD, plan)
 
 
 def _forward(save, x_RD, gate_up_EDF, down_EFD, row_weights_R, plan):
     epilogue = SWIGLU_AND_INPUTS if save == "gate_up" else SWIGLU
-    (hidden_RF, *saved), _ = fused_matmul(x_RD, gate_up_EDF, plan, epilogue)
-    y_RD = _down(hidden_RF, down_EFD, row_weights_R, plan)
-    return y_RD, (x_RD, gate_up_EDF, down_EFD, row_weights_R, plan, saved)
-
-
-def _down(hidden_RF, down_EFD, row_weights_R, plan: RowPlan) -> jax.Array:
-    (y_RD,), _ = fused_matmul(
-        hidden_RF, down_EFD, plan, WEIGH, row_weights_R=row_weights_R
+    (weighted_RF, *saved), _ = fused_matmul(
+        x_RD, gate_up_EDF, plan, epilogue, row_weights_R=row_weights_R
     )
-    return y_RD
+    y_RD = grouped_matmul(weighted_RF, down_EFD, plan)
+    return y_RD, (x_RD, gate_up_EDF, down_EFD, row_weights_R, plan, saved)
 
 
 def _backward(save, residuals, grad_RD):
@@ -122,13 +120,15 @@ def _backward(save, residuals, grad_RD):
         is_transposed=True,
     )
     assert grad_row_weights_R is not None
-    grad_down_EFD = grouped_outer(weighted_RF, grad_RD, plan)
+    grad_down_EFD = grouped_outer(weighted_RF, grad_RD, plan, dtype=down_EFD.dtype)
     grad_x_RD = grouped_matmul_transposed(grad_inputs_RF, gate_up_EDF, plan)
-    grad_gate_up_EDF = grouped_outer(x_RD, grad_inputs_RF, plan)
+    grad_gate_up_EDF = grouped_outer(
+        x_RD, grad_inputs_RF, plan, dtype=gate_up_EDF.dtype
+    )
     return (
         grad_x_RD,
-        grad_gate_up_EDF.astype(gate_up_EDF.dtype),
-        grad_down_EFD.astype(down_EFD.dtype),
+        grad_gate_up_EDF,
+        grad_down_EFD,
         grad_row_weights_R.astype(row_weights_R.dtype),
         None,
     )

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the layer does with its grouped products' rows, in float32."""
 
+import dataclasses
+
 import jax
 
 from pallas_kernels.grouped_matmul.epilogue import Epilogue, Slices
 
 
-def _swiglu(gate_CF: jax.Array, up_CF: jax.Array) -> tuple[Slices, None]:
-    return (gate_CF * jax.nn.sigmoid(gate_CF) * up_CF,), None
+def _swiglu(
+    gate_CF: jax.Array, up_CF: jax.Array, weights_C1: jax.Array
+) -> tuple[Slices, None]:
+    return (gate_CF * jax.nn.sigmoid(gate_CF) * up_CF * weights_C1,), None
 
 
-def _swiglu_and_inputs(gate_CF: jax.Array, up_CF: jax.Array) -> tuple[Slices, None]:
-    (hidden_CF,), _ = _swiglu(gate_CF, up_CF)
-    return (hidden_CF, gate_CF, up_CF), None
-
-
-def _weigh(product_CD: jax.Array, weights_C1: jax.Array) -> tuple[Slices, None]:
-    return (product_CD * weights_C1,), None
+def _swiglu_and_inputs(
+    gate_CF: jax.Array, up_CF: jax.Array, weights_C1: jax.Array
+) -> tuple[Slices, None]:
+    hidden, terms = _swiglu(gate_CF, up_CF, weights_C1)
+    return (*hidden, gate_CF, up_CF), terms
 
 
 def _swiglu_backward(
@@ -35,18 +37,18 @@ def _swiglu_backward(
     return outputs, grad_CF * hidden_CF
 
 
-SWIGLU = Epilogue("expert_gate_up", _swiglu, product_slices=2, zeroes_free_rows=False)
-"""gate, up -> hidden."""
-SWIGLU_AND_INPUTS = Epilogue(
+SWIGLU = Epilogue(
     "expert_gate_up",
-    _swiglu_and_inputs,
+    _swiglu,
     product_slices=2,
-    output_slices=(1, 2),
+    is_weighted=True,
     zeroes_free_rows=False,
 )
-"""gate, up -> hidden; gate and up, for the backward pass."""
-WEIGH = Epilogue("expert_down", _weigh, is_weighted=True)
-"""product -> row weight * product."""
+"""gate, up -> weighted hidden."""
+SWIGLU_AND_INPUTS = dataclasses.replace(
+    SWIGLU, apply=_swiglu_and_inputs, output_slices=(1, 2)
+)
+"""gate, up -> weighted hidden; gate and up, for the backward pass."""
 SWIGLU_BACKWARD = Epilogue(
     "expert_hidden_gradient",
     _swiglu_backward,

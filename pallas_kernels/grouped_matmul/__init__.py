@@ -164,6 +164,7 @@ def grouped_outer(
     y_RF: jax.Array,
     groups: Groups,
     *,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     implementation: str | None = None,
 ) -> jax.Array:
     """Sums the outer products of each group's rows: the gradient of the weights.
@@ -172,11 +173,12 @@ def grouped_outer(
       x_RD: float[R, D], rows sorted by group.
       y_RF: float[R, F], the same rows.
       groups: int[E], rows of each group, their sum at most R; or a plan of them.
+      dtype: of the result, to which the float32 sums are rounded.
       implementation: a key of `IMPLEMENTATIONS`; None takes the plan's, or else
         `default_implementation`.
 
     Returns:
-      f32[E, D, F]; 0 for a group without rows.
+      [E, D, F] in `dtype`; 0 for a group without rows.
 
     Raises:
       ValueError: shapes that do not fit, sizes that cannot be, or an unknown
@@ -190,7 +192,7 @@ def grouped_outer(
         )
     plan = resolve_plan("grouped_outer", groups, x_RD, y_RF, implementation)
     module = IMPLEMENTATIONS[plan.implementation]
-    return module.grouped_outer(*vary_alike(x_RD, y_RF, plan.tiles))
+    return module.grouped_outer(*vary_alike(x_RD, y_RF, plan.tiles), jnp.dtype(dtype))
 
 
 def fused_matmul(

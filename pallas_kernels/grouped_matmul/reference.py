@@ -38,12 +38,14 @@ def grouped_matmul_transposed(
     return _matmul("ERF,EDF->ERD", x_RF, w_EDF, edges)
 
 
-def grouped_outer(x_RD: jax.Array, y_RF: jax.Array, edges: Edges) -> jax.Array:
+def grouped_outer(
+    x_RD: jax.Array, y_RF: jax.Array, edges: Edges, dtype: jax.typing.DTypeLike
+) -> jax.Array:
     """Returns out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]."""
     owner_ER1 = _owners(edges, num_rows=x_RD.shape[0])
     x_ERD = jnp.where(owner_ER1, x_RD[None], 0)
     y_ERF = jnp.where(owner_ER1, y_RF[None], 0)
-    return _einsum("ERD,ERF->EDF", x_ERD, y_ERF)
+    return _einsum("ERD,ERF->EDF", x_ERD, y_ERF).astype(dtype)
 
 
 def _matmul(

@@ -13,9 +13,10 @@ its own rows, rounded up to `BUCKET_ROWS`:
 
 A product keeps its group's whole matrix in VMEM while the group's rows stream past, and
 fetches the matrices of the next two groups meanwhile. A block of `ROW_ALIGN` rows that
-two groups share is written once: the earlier tile leaves its rows in `carry`, the later
-one adds its own. An outer product accumulates a group's matrix in VMEM in float32 and
-writes it while the next group accumulates.
+two groups share is written once: the earlier tile leaves its rows in `carries`, the
+later one adds its own. What is written may be what an epilogue makes of the product and
+of other arrays' rows, which stream past beside x. An outer product accumulates a
+group's matrix in VMEM in float32 and writes it while the next group accumulates.
 
 Chips whose two cores are one device split the rows of a product at a multiple of
 `ROW_ALIGN`, and the columns of an outer product.
@@ -656,26 +657,30 @@ def _lane_rows_of(rows: int) -> int:
     return -(-(LANES - ROW_ALIGN + rows) // LANES)
 
 
-def _outer(x_RD: jax.Array, y_RF: jax.Array, plan: TilePlan) -> jax.Array:
-    """Returns out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]; f32."""
+def _outer(
+    x_RD: jax.Array, y_RF: jax.Array, plan: TilePlan, out_dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """Returns out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]."""
     tpu = _target()
     (R, D), F, E = x_RD.shape, y_RF.shape[1], plan.empty_E.shape[0]
     if R == 0:
-        return jnp.zeros((E, D, F), jnp.float32)
+        return jnp.zeros((E, D, F), out_dtype)
     dtype = jnp.promote_types(x_RD.dtype, y_RF.dtype)
     x_RD, y_RF = (
         jnp.pad(rows.astype(dtype), ((0, -R % ROW_ALIGN), (0, 0)))
         for rows in (x_RD, y_RF)
     )
 
+    out_bytes = jnp.dtype(out_dtype).itemsize
+
     def vmem(tile: int) -> int:
-        sums = 2 * tile * F * 4
+        sums = tile * F * (4 + 2 * out_bytes)
         return sums + 2 * TILE_ROWS * (tile + F) * dtype.itemsize
 
     tile = _width_tile("grouped_outer", D, vmem, tpu, at_least=tpu.num_cores)
     return pl.pallas_call(
         lambda *refs: _Outer(*refs).run(),
-        out_shape=_like((E, D, F), jnp.float32, x_RD),
+        out_shape=_like((E, D, F), out_dtype, x_RD),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(D // tile,),
@@ -684,7 +689,8 @@ def _outer(x_RD: jax.Array, y_RF: jax.Array, plan: TilePlan) -> jax.Array:
             scratch_shapes=[
                 pltpu.VMEM((2, TILE_ROWS, tile), dtype),
                 pltpu.VMEM((2, TILE_ROWS, F), dtype),
-                pltpu.VMEM((2, tile, F), jnp.float32),
+                pltpu.VMEM((tile, F), jnp.float32),
+                pltpu.VMEM((2, tile, F), out_dtype),
                 pltpu.SemaphoreType.DMA((2, 2)),
                 pltpu.SemaphoreType.DMA((2,)),
             ],
@@ -695,7 +701,8 @@ def _outer(x_RD: jax.Array, y_RF: jax.Array, plan: TilePlan) -> jax.Array:
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * R * D * F,
-            bytes_accessed=(x_RD.size + y_RF.size) * dtype.itemsize + 4 * E * D * F,
+            bytes_accessed=(x_RD.size + y_RF.size) * dtype.itemsize
+            + E * D * F * out_bytes,
             transcendentals=0,
         ),
         name="grouped_outer",
@@ -714,10 +721,11 @@ class _Outer:
     x_RD: jax.Ref
     y_RF: jax.Ref
     out_EDF: jax.Ref
-    # In VMEM: two tiles of rows of each, and the sums of two groups.
+    # In VMEM: two tiles of rows of each, a group's sums, and two groups' results.
     x_tiles: jax.Ref
     y_tiles: jax.Ref
     sums: jax.Ref
+    out_tiles: jax.Ref
     read_done: jax.Ref
     write_done: jax.Ref
 
@@ -736,7 +744,7 @@ class _Outer:
         self.write_empty_groups()
 
     def run_tile(self, n: jax.Array, order: jax.Array) -> jax.Array:
-        """Adds tile n to its group's sum, and writes the sum after the last tile.
+        """Adds tile n to its group's sum, and writes that after the last tile.
 
         Takes and returns which of the groups with rows is being summed.
         """
@@ -751,25 +759,26 @@ class _Outer:
 
         @pl.when((n == 0) | is_new)
         def _():
-            @pl.when(order >= 2)
-            def _():
-                self.write(order, group).wait()
-
-            self.sums[_slot(order)] = jnp.zeros_like(self.sums[0])
+            self.sums[...] = jnp.zeros(self.sums.shape, jnp.float32)
 
         for copy in self.reads(n):
             copy.wait()
-        _by_bucket(self.field("end_J", n), functools.partial(self.add, n, order))
+        _by_bucket(self.field("end_J", n), functools.partial(self.add, n))
 
         next_group = self.field("group_J", jnp.where(has_next, after, n))
 
         @pl.when(~has_next | (group != next_group))
         def _():
+            @pl.when(order >= 2)
+            def _():
+                self.write(order, group).wait()
+
+            self.out_tiles[_slot(order)] = self.sums[...].astype(self.out_tiles.dtype)
             self.write(order, group).start()
 
         return order
 
-    def add(self, n: jax.Array, order: jax.Array, rows: int) -> None:
+    def add(self, n: jax.Array, rows: int) -> None:
         """Adds the products of the first `rows` rows of tile n."""
         row = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
         is_owned = (row >= self.field("begin_J", n)) & (row < self.field("end_J", n))
@@ -778,7 +787,7 @@ class _Outer:
             jnp.where(is_owned, tiles[_slot(n), :rows], 0)
             for tiles in (self.x_tiles, self.y_tiles)
         )
-        self.sums[_slot(order)] += jax.lax.dot_general(
+        self.sums[...] += jax.lax.dot_general(
             x, y, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
         )
 
@@ -788,7 +797,7 @@ class _Outer:
 
         @pl.when(num_empty > 0)
         def _():
-            self.sums[0] = jnp.zeros_like(self.sums[0])
+            self.out_tiles[0] = jnp.zeros_like(self.out_tiles[0])
 
         def start(i, _):
             self.write(0, self.plan.empty_E[i]).start()
@@ -815,9 +824,9 @@ class _Outer:
         )
 
     def write(self, order, group):
-        """Copies a sum to its group; any group does to wait, as all are as large."""
+        """Copies a result to its group; any group does to wait, as all are as large."""
         return pltpu.make_async_copy(
-            self.sums.at[_slot(order)],
+            self.out_tiles.at[_slot(order)],
             self.out_EDF.at[group, self.columns],
             self.write_done.at[_slot(order)],
         )

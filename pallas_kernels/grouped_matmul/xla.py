@@ -44,7 +44,9 @@ def unsupported(a: jax.Array, b: jax.Array) -> str | None:
     return None
 
 
-def _outer(x_RD: jax.Array, y_RF: jax.Array, tiles: "TilePlan") -> jax.Array:
+def _outer(
+    x_RD: jax.Array, y_RF: jax.Array, tiles: "TilePlan", dtype: jax.typing.DTypeLike
+) -> jax.Array:
     """Returns out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]."""
     E, (R, D), F = tiles.num_groups, x_RD.shape, y_RF.shape[1]
     branches = [functools.partial(_outer_tile, num_rows=n) for n in tile_rows(R)]
@@ -56,7 +58,8 @@ def _outer(x_RD: jax.Array, y_RF: jax.Array, tiles: "TilePlan") -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(out_EDF, sum_DF, tile.group, axis=0)
 
     zeros_EDF = _zeros_like((E, D, F), jnp.float32, x_RD)
-    return jax.lax.fori_loop(0, tiles.num_tiles, add_tile, zeros_EDF)
+    sums_EDF = jax.lax.fori_loop(0, tiles.num_tiles, add_tile, zeros_EDF)
+    return sums_EDF.astype(dtype)
 
 
 @jax.tree_util.register_dataclass
