@@ -108,6 +108,8 @@ def _experts_on_device(
         x_RD = _dispatch(x_MD, plan)
         row_weights_R = _sort(weights_MA.reshape(-1), plan)
     with jax.named_scope("experts"):
+        # Gate and up are always saved: rematerialised layers (`config.train.remat`)
+        # compute them once in the backward pass, and others keep everything.
         y_RD = expert_mlp(
             x_RD,
             gate_up_ED2F,

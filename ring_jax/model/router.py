@@ -90,11 +90,14 @@ def _top_k(values_ME: jax.Array, num_chosen: int) -> tuple[jax.Array, jax.Array]
     A few passes over E: `jax.lax.top_k` sorts on a TPU, and its gradient is a scatter,
     where a sum over the chosen one has a select for a gradient.
     """
+    E = values_ME.shape[1]
     expert_ME = jax.lax.broadcasted_iota(jnp.int32, values_ME.shape, 1)
     left_ME = jax.lax.stop_gradient(values_ME)
     chosen, ids = [], []
     for _ in range(num_chosen):
-        id_M = jnp.argmax(left_ME, axis=1).astype(jnp.int32)
+        # Two plain reductions, which a CPU runs several at a time; argmax is not.
+        is_best_ME = left_ME == jnp.max(left_ME, axis=1, keepdims=True)
+        id_M = jnp.min(jnp.where(is_best_ME, expert_ME, E), axis=1)
         is_chosen_ME = expert_ME == id_M[:, None]
         chosen.append(jnp.sum(jnp.where(is_chosen_ME, values_ME, 0.0), axis=1))
         ids.append(id_M)
