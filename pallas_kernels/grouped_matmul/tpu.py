@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grouped products as Pallas kernels for TPUs, v5e and newer.
 
-A tile is at most `TILE_ROWS` rows of one group. It starts at the group's own first row,
+A tile is at most `tile_rows` rows of one group. It starts at the group's own first row,
 rounded down to `ROW_ALIGN`, so that no tile is visited for two groups and a tail costs
 its own rows, rounded up to `BUCKET_ROWS`:
 
@@ -40,12 +40,17 @@ from pallas_kernels import hardware
 from pallas_kernels.grouped_matmul.epilogue import PLAIN, Epilogue
 from pallas_kernels.grouped_matmul.gradients import with_gradients
 
-TILE_ROWS = 256
+# A tile is one part, or two on chips whose matrix units are twice as wide: there a full
+# tile costs less than its two halves.
+PART_ROWS = 256
 BUCKET_ROWS = 32
 # A bfloat16 tile of the newest chips; a multiple of the older ones' 8 rows.
 ROW_ALIGN = 16
 LANES = 128
-WEIGHT_BUFFERS = 3
+# Buffers are rings, of a power of two each: parts of rows, and as many matrices and
+# parts of results as fit. In short ones what is small waits for what is large.
+ROW_PARTS = 8
+MATRICES_AND_RESULT_PARTS = (8, 8), (4, 8), (2, 8), (2, 4), (2, 2)
 # An epilogue works on as many columns at once; a multiple of `LANES`.
 EPILOGUE_COLUMNS = 256
 # Shares of a core's VMEM: of the buffers below, and of those and what the compiler adds
@@ -82,7 +87,7 @@ class TilePlan:
     begin_J: jax.Array
     """The tile's own rows start here, counted from its first; below `ROW_ALIGN`."""
     end_J: jax.Array
-    """And end here; at most `TILE_ROWS`."""
+    """And end here; at most `tile_rows`."""
     group_E: jax.Array
     """The core's groups, those with tiles first, in order."""
     empty_E: jax.Array
@@ -97,6 +102,11 @@ class TilePlan:
     """[2], rows between which the tiles write, multiples of `ROW_ALIGN`."""
 
 
+def tile_rows(tpu: hardware.Tpu) -> int:
+    """Returns how many rows a full tile has."""
+    return PART_ROWS * tpu.matrix_unit_width // LANES
+
+
 def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePlan:
     """Cuts each group's rows into tiles, as the module describes.
 
@@ -105,10 +115,10 @@ def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePla
       end_E: i32[E], the row after its last.
       num_rows: R.
     """
-    num_cores = _target().num_cores
+    num_cores, rows = _target().num_cores, tile_rows(_target())
     E = begin_E.shape[0]
     # A group rounds up twice: to whole tiles, and by the rows before its first.
-    J = -(-(num_rows + (ROW_ALIGN - 1) * E) // TILE_ROWS) + E
+    J = -(-(num_rows + (ROW_ALIGN - 1) * E) // rows) + E
     # Each core gets an equal share, and a block of `ROW_ALIGN` rows is of one core.
     lowest, highest = _round_down(begin_E[0], ROW_ALIGN), end_E[-1]
     share = _round_up(-(-(highest - lowest) // num_cores), ROW_ALIGN)
@@ -121,19 +131,19 @@ def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePla
         )
         first_E = _round_down(own_begin_E, ROW_ALIGN)
         has_tiles_E = own_end_E > own_begin_E
-        num_tiles_E = jnp.where(has_tiles_E, -(-(own_end_E - first_E) // TILE_ROWS), 0)
+        num_tiles_E = jnp.where(has_tiles_E, -(-(own_end_E - first_E) // rows), 0)
         last_E = jnp.cumsum(num_tiles_E)
         tile_J = jnp.arange(J)
         group_J = jnp.sum(tile_J[:, None] >= last_E[None], axis=1)
         group_J = jnp.minimum(group_J, E - 1)
         number_J = tile_J - (last_E - num_tiles_E)[group_J]
-        row_J = first_E[group_J] + number_J * TILE_ROWS
+        row_J = first_E[group_J] + number_J * rows
         return dict(
             group_J=group_J,
             order_J=(jnp.cumsum(has_tiles_E) - 1)[group_J],
             row_J=row_J,
             begin_J=jnp.maximum(own_begin_E[group_J] - row_J, 0),
-            end_J=jnp.clip(own_end_E[group_J] - row_J, 0, TILE_ROWS),
+            end_J=jnp.clip(own_end_E[group_J] - row_J, 0, rows),
             group_E=jnp.argsort(~has_tiles_E, stable=True),
             num_tiles=last_E[-1],
             num_groups=jnp.sum(has_tiles_E),
@@ -218,14 +228,36 @@ class _Product:
         """Columns of each slice that the kernel holds at once."""
         return _width_tile(self.epilogue.name, self.width, self.vmem_bytes, self.tpu)
 
-    def vmem_bytes(self, tile: int) -> int:
+    @property
+    def tile_rows(self) -> int:
+        return tile_rows(self.tpu)
+
+    @functools.cached_property
+    def buffers(self) -> tuple[int, int]:
+        """Matrices, and parts of results, that the kernel holds at once."""
+        budget = int(VMEM_SHARE * self.tpu.vmem_bytes)
+        for counts in MATRICES_AND_RESULT_PARTS[:-1]:
+            if self.vmem_bytes(self.tile, *counts) <= budget:
+                return counts
+        return MATRICES_AND_RESULT_PARTS[-1]
+
+    def vmem_bytes(
+        self,
+        tile: int,
+        matrices: int = MATRICES_AND_RESULT_PARTS[-1][0],
+        result_parts: int = MATRICES_AND_RESULT_PARTS[-1][1],
+    ) -> int:
         """Returns what the buffers take, and an epilogue's float32 values."""
         epilogue, size = self.epilogue, self.dtype.itemsize
-        streamed = sum(epilogue.operand_slices) + sum(epilogue.output_slices)
+        read = self.width_in + sum(epilogue.operand_slices) * tile
+        written = sum(epilogue.output_slices) * tile
         matrix = self.width_in * epilogue.product_slices * tile
-        rows = 2 * TILE_ROWS * (self.width_in + streamed * tile)
-        values = (epilogue.product_slices + streamed) * min(tile, EPILOGUE_COLUMNS)
-        return (WEIGHT_BUFFERS * matrix + rows) * size + TILE_ROWS * values * 4
+        rows = PART_ROWS * (ROW_PARTS * read + result_parts * written)
+        num_slices = sum(
+            (epilogue.product_slices, *epilogue.operand_slices, *epilogue.output_slices)
+        )
+        values = num_slices * min(tile, EPILOGUE_COLUMNS)
+        return (matrices * matrix + rows) * size + self.tile_rows * values * 4
 
     def pallas_call(self, x_RD: jax.Array, num_groups: int) -> Callable:
         """Returns the kernel for rows like x; it takes `_multiply_kernel`'s inputs."""
@@ -263,6 +295,7 @@ class _Product:
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary"),
                 vmem_limit_bytes=int(VMEM_LIMIT * self.tpu.vmem_bytes),
+                disable_bounds_checks=True,
             ),
             cost_estimate=pl.CostEstimate(
                 flops=2 * R * num_weights // num_groups,
@@ -275,22 +308,27 @@ class _Product:
 
     def scratch_shapes(self) -> list[Any]:
         """Returns the buffers that `_multiply_kernel` takes, in its order."""
+        matrices, result_parts = self.buffers
         columns = self.epilogue.product_slices * self.tile
         matrix = (
             (columns, self.width_in) if self.contracted else (self.width_in, columns)
         )
 
-        def stream(width: int) -> tuple:
-            tiles = pltpu.VMEM((2, TILE_ROWS, width), self.dtype)
-            return tiles, pltpu.SemaphoreType.DMA((2,))
+        def stream(width: int, parts: int) -> tuple:
+            buffers = max(1, parts * PART_ROWS // self.tile_rows)
+            tiles = pltpu.VMEM((buffers, self.tile_rows, width), self.dtype)
+            return tiles, pltpu.SemaphoreType.DMA((buffers,))
 
         outputs = [count * self.tile for count in self.epilogue.output_slices]
         return [
-            stream(self.width_in),
-            pltpu.VMEM((WEIGHT_BUFFERS, *matrix), self.dtype),
-            pltpu.SemaphoreType.DMA((WEIGHT_BUFFERS,)),
-            tuple(stream(n * self.tile) for n in self.epilogue.operand_slices),
-            tuple(stream(width) for width in outputs),
+            stream(self.width_in, ROW_PARTS),
+            pltpu.VMEM((matrices, *matrix), self.dtype),
+            pltpu.SemaphoreType.DMA((matrices,)),
+            tuple(
+                stream(count * self.tile, ROW_PARTS)
+                for count in self.epilogue.operand_slices
+            ),
+            tuple(stream(width, result_parts) for width in outputs),
             tuple(pltpu.VMEM((ROW_ALIGN, width), self.dtype) for width in outputs),
         ]
 
@@ -317,25 +355,25 @@ def _multiply_kernel(plan, *refs, product: _Product) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """Tiles of an array [R, slices * width], two at a time, from or to HBM."""
+    """Tiles of an array [R, slices * width], on their way from or to HBM."""
 
     hbm: jax.Ref
     tiles: jax.Ref
-    """[2, TILE_ROWS, slices * tile]."""
+    """[buffers, tile_rows, slices * tile]."""
     done: jax.Ref
     slices: int
 
     def reads(self, j, first, count) -> list:
         """Returns the copies of rows from HBM to tile j's buffer."""
         return [
-            pltpu.make_async_copy(hbm, tile, self.done.at[_slot(j)])
+            pltpu.make_async_copy(hbm, tile, self.done.at[self.slot(j)])
             for hbm, tile in self.ends(j, first, count)
         ]
 
     def writes(self, j, first, count) -> list:
         """Returns the copies of tile j's buffer to rows in HBM."""
         return [
-            pltpu.make_async_copy(tile, hbm, self.done.at[_slot(j)])
+            pltpu.make_async_copy(tile, hbm, self.done.at[self.slot(j)])
             for hbm, tile in self.ends(j, first, count)
         ]
 
@@ -343,12 +381,20 @@ class _Stream:
         return [
             (
                 self.hbm.at[_rows(first, count), there],
-                self.tiles.at[_slot(j), _rows(0, count), here],
+                self.tiles.at[self.slot(j), _rows(0, count), here],
             )
             for there, here in _columns(
                 self.hbm.shape[1], self.tiles.shape[2], self.slices
             )
         ]
+
+    @property
+    def buffers(self) -> int:
+        return self.tiles.shape[0]
+
+    def slot(self, j):
+        """Returns the buffer of tile j."""
+        return j & (self.buffers - 1)
 
 
 def _streams(refs, buffers, slices) -> list[_Stream]:
@@ -383,7 +429,7 @@ class _Multiply:
     x: _Stream
     w: jax.Ref
     w_tiles: jax.Ref
-    """In VMEM, the matrices of `WEIGHT_BUFFERS` groups."""
+    """In VMEM, the matrices of this group and the next."""
     w_done: jax.Ref
     operands: list[_Stream]
     outputs: list[_Stream]
@@ -406,11 +452,12 @@ class _Multiply:
             for carry in self.carries:
                 carry[...] = jnp.zeros(carry.shape, carry.dtype)
             self.start_reads(0)
-            for order in range(WEIGHT_BUFFERS - 1):
-                self.start_matrix(order)
+            self.start_matrix(0)
+            for j in range(1, self.x.buffers - 1):
+                self.start_reads_if_any(j)
             jax.lax.fori_loop(0, num_tiles, lambda j, _: self.run_tile(j), None)
-            self.finish_writes(num_tiles - 2)
-            self.finish_writes(num_tiles - 1)
+            for behind in range(self.outputs[0].buffers, 0, -1):
+                self.finish_writes(num_tiles - behind)
 
         if self.product.epilogue.zeroes_free_rows:
 
@@ -423,21 +470,27 @@ class _Multiply:
         order = self.field("order_J", j)
         is_first = order != self.field("order_J", jnp.maximum(j - 1, 0))
 
-        @pl.when(j + 1 < self.plan.num_tiles[self.core])
-        def _():
-            self.start_reads(j + 1)
-
         @pl.when((j == 0) | is_first)
         def _():
-            # It takes the buffer of the group before this one, which is done.
-            self.start_matrix(order + WEIGHT_BUFFERS - 1)
+            self.start_next_matrices(order)
             for copy in self.read_matrix(order):
                 copy.wait()
 
         for copy in self.reads(j):
             copy.wait()
-        self.finish_writes(j - 2)
-        _by_bucket(self.field("end_J", j), functools.partial(self.multiply, j))
+        self.finish_writes(j - self.outputs[0].buffers)
+        self.start_reads_if_any(j + self.x.buffers - 1)
+        end, full = self.field("end_J", j), self.product.tile_rows
+        is_full = end > full - BUCKET_ROWS
+
+        @pl.when(is_full)
+        def _():
+            self.multiply(j, 0, full)
+
+        @pl.when(~is_full)
+        def _():
+            self.multiply_parts(j, end)
+
         self.save_last_blocks(j)
 
         @pl.when(self.num_written(j) > 0)
@@ -445,99 +498,122 @@ class _Multiply:
             for copy in self.writes(j):
                 copy.start()
 
-    def multiply(self, j: jax.Array, rows: int) -> None:
-        """Computes the first `rows` rows of tile j, and adds the carried ones."""
-        begin, end = self.field("begin_J", j), self.field("end_J", j)
+    def multiply_parts(self, j: jax.Array, end: jax.Array) -> None:
+        """Computes a tile that is not full, each part with as few rows as hold it."""
+        # Of a tile that is one part, what remains is less than a part.
+        num_parts = self.product.tile_rows // PART_ROWS
+        largest = PART_ROWS if num_parts > 1 else PART_ROWS - BUCKET_ROWS
+        sizes = range(largest, 0, -BUCKET_ROWS)
+
+        def run_part(part, _):
+            first = part * PART_ROWS
+            rows = jnp.minimum(end - first, PART_ROWS)
+            # The branches are tried in order: of several parts all but one are full.
+            branches = [
+                functools.partial(self.multiply, j, first, size) for size in sizes
+            ]
+            jax.lax.switch((largest - rows) >> (BUCKET_ROWS.bit_length() - 1), branches)
+
+        if num_parts == 1:
+            run_part(0, None)
+        else:
+            jax.lax.fori_loop(0, (end + PART_ROWS - 1) // PART_ROWS, run_part, None)
+
+    def multiply(self, j: jax.Array, first: jax.Array | int, rows: int) -> None:
+        """Computes `rows` rows of tile j from `first` on, and adds the carried ones."""
+        begin, end = self.field("begin_J", j) - first, self.field("end_J", j) - first
         row = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
-        weights = [] if self.row_weights is None else [self.row_weight(j, rows)]
+        weights = [] if self.row_weights is None else [self.row_weight(j, first, rows)]
         total = jnp.zeros((rows, 1), jnp.float32)
+        at, block = _rows(first, rows), _rows(first, ROW_ALIGN)
         # A few columns after the other: the next are multiplied meanwhile.
-        for first in range(0, self.product.tile, EPILOGUE_COLUMNS):
-            count = min(EPILOGUE_COLUMNS, self.product.tile - first)
-            slices = self.multiply_columns(j, rows, first, count)
+        for column in range(0, self.product.tile, EPILOGUE_COLUMNS):
+            count = min(EPILOGUE_COLUMNS, self.product.tile - column)
+            slices = self.multiply_columns(j, at, column, count)
             results, terms = self.product.epilogue.apply(*slices, *weights)
             if terms is not None:
                 total += jnp.sum(terms, axis=1, keepdims=True)
             for (out, carry, columns), result in zip(
-                self.output_columns(first, count), results, strict=True
+                self.output_columns(column, count), results, strict=True
             ):
                 # Selected, not multiplied: rows of others may hold NaN.
                 result = jnp.where(row < end, result, 0.0).astype(out.tiles.dtype)
-                block = slice(ROW_ALIGN)
-                shared = jnp.where(row[block] < begin, carry[:, columns], result[block])
-                out.tiles[_slot(j), :rows, columns] = result
-                out.tiles[_slot(j), block, columns] = shared
+                out.tiles[out.slot(j), at, columns] = result
+                out.tiles[out.slot(j), block, columns] = jnp.where(
+                    row[:ROW_ALIGN] < begin, carry[:, columns], result[:ROW_ALIGN]
+                )
         if self.sums is not None:
-            self.add_sums(j, jnp.where((row >= begin) & (row < end), total, 0.0))
+            total = jnp.where((row >= begin) & (row < end), total, 0.0)
+            self.add_sums(j, first, total)
 
-    def multiply_columns(self, j, rows: int, first: int, count: int) -> list[jax.Array]:
+    def multiply_columns(self, j, at: pl.Slice, column: int, count: int) -> list:
         """Returns these columns of the product's slices and of the operands'."""
-        matrix = self.w_tiles.at[jax.lax.rem(self.field("order_J", j), WEIGHT_BUFFERS)]
+        matrix = self.w_tiles.at[self.matrix_slot(self.field("order_J", j))]
         dot = functools.partial(
             jax.lax.dot_general,
-            self.x.tiles[_slot(j), :rows],
+            self.x.tiles[self.x.slot(j), at],
             dimension_numbers=(((1,), (self.product.contracted,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
         slices = []
         for s in range(self.product.epilogue.product_slices):
-            columns = pl.ds(s * self.product.tile + first, count)
-            at = (columns,) if self.product.contracted else (slice(None), columns)
-            slices.append(dot(matrix[at]))
+            columns = pl.ds(s * self.product.tile + column, count)
+            where = (columns,) if self.product.contracted else (slice(None), columns)
+            slices.append(dot(matrix[where]))
         for operand in self.operands:
             for s in range(operand.slices):
-                columns = pl.ds(s * self.product.tile + first, count)
-                tile = operand.tiles[_slot(j), :rows, columns]
+                columns = pl.ds(s * self.product.tile + column, count)
+                tile = operand.tiles[operand.slot(j), at, columns]
                 slices.append(tile.astype(jnp.float32))
         return slices
 
-    def output_columns(self, first: int, count: int) -> list[tuple]:
+    def output_columns(self, column: int, count: int) -> list[tuple]:
         """Returns (output, its carry, where these columns are) of each slice."""
         return [
-            (out, carry, pl.ds(s * self.product.tile + first, count))
+            (out, carry, pl.ds(s * self.product.tile + column, count))
             for out, carry in zip(self.outputs, self.carries, strict=True)
             for s in range(out.slices)
         ]
 
-    def row_weight(self, j, rows: int) -> jax.Array:
+    def row_weight(self, j, first, rows: int) -> jax.Array:
         """Returns the weights of a tile's rows, f32[rows, 1].
 
         In HBM they are 128 to a lane row, as an array [R, 1] takes 128 times its size.
         """
         assert self.row_weights is not None
         found = jnp.zeros((rows, LANES), jnp.float32)
-        for at, is_here in self.lane_rows(j, rows):
+        for at, is_here in self.lane_rows(j, first, rows):
             found += jnp.where(is_here, self.row_weights[at], 0.0)
         return jnp.sum(found, axis=1, keepdims=True)
 
-    def add_sums(self, j, sums_C1: jax.Array) -> None:
+    def add_sums(self, j, first, sums_C1: jax.Array) -> None:
         """Adds what a tile's rows have to their places in `sums`."""
         assert self.sums is not None
-        for at, is_here in self.lane_rows(j, sums_C1.shape[0]):
+        for at, is_here in self.lane_rows(j, first, sums_C1.shape[0]):
             self.sums[at] += jnp.sum(
                 jnp.where(is_here, sums_C1, 0.0), axis=0, keepdims=True
             )
 
-    def lane_rows(self, j, rows: int) -> list[tuple[pl.Slice, jax.Array]]:
+    def lane_rows(self, j, first, rows: int) -> list[tuple[pl.Slice, jax.Array]]:
         """Returns the lane rows that a tile touches, and bool[rows, 128]: who is where.
 
         Row r of all is in lane r % 128 of lane row r // 128.
         """
-        first = self.field("row_J", j)
+        first = self.field("row_J", j) + first
         row = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 0)
         lane = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
-        ahead = jax.lax.rem(first, LANES) + row - lane
+        ahead = (first & (LANES - 1)) + row - lane
         return [
-            (pl.ds(first // LANES + n, 1), ahead == n * LANES)
+            (pl.ds((first >> 7) + n, 1), ahead == n * LANES)
             for n in range(_lane_rows_of(rows))
         ]
 
     def save_last_blocks(self, j: jax.Array) -> None:
         """Keeps the block in which a tile ends; no tile needs it if it ends there."""
         last = _round_down(self.field("end_J", j), ROW_ALIGN)
-        last = pl.multiple_of(jnp.minimum(last, TILE_ROWS - ROW_ALIGN), ROW_ALIGN)
+        last = jnp.minimum(last, self.product.tile_rows - ROW_ALIGN)
         for out, carry in zip(self.outputs, self.carries, strict=True):
-            carry[...] = out.tiles[_slot(j), pl.ds(last, ROW_ALIGN)]
+            carry[...] = out.tiles[out.slot(j), _rows(last, ROW_ALIGN)]
 
     def zero_free_rows(self) -> None:
         """Writes the rows of nobody, before and after those that tiles write."""
@@ -556,11 +632,33 @@ class _Multiply:
         for copy in self.reads(j):
             copy.start()
 
+    def start_reads_if_any(self, j) -> None:
+        @pl.when(j < self.plan.num_tiles[self.core])
+        def _():
+            self.start_reads(j)
+
     def reads(self, j) -> list:
         first = self.field("row_J", j)
         rows = _round_up(self.field("end_J", j), ROW_ALIGN)
         streams = (self.x, *self.operands)
         return [copy for stream in streams for copy in stream.reads(j, first, rows)]
+
+    def start_next_matrices(self, order) -> None:
+        """Fetches what may take the buffers of groups before this one.
+
+        Two at a time, until as many as there are buffers are ahead: more at once would
+        keep rows waiting behind them.
+        """
+        buffers = self.product.buffers[0]
+        is_filling = order <= buffers - 3
+        self.start_matrix(jnp.where(is_filling, 2 * order + 1, order + buffers - 1))
+
+        @pl.when(is_filling)
+        def _():
+            self.start_matrix(2 * order + 2)
+
+    def matrix_slot(self, order):
+        return order & (self.product.buffers[0] - 1)
 
     def start_matrix(self, order) -> None:
         @pl.when(order < self.plan.num_groups[self.core])
@@ -569,7 +667,7 @@ class _Multiply:
                 copy.start()
 
     def read_matrix(self, order) -> list:
-        slot = jax.lax.rem(order, WEIGHT_BUFFERS)
+        slot = self.matrix_slot(order)
         matrix = self.w.at[self.field("group_E", order)]
         tile = self.w_tiles.at[slot]
         dimension = 1 - self.product.contracted
@@ -622,10 +720,11 @@ class _Multiply:
 
 def _zero_rows(out: _Stream, first, count) -> None:
     """Writes zeros, which are in the stream's first buffer, to `count` rows."""
+    tile = out.tiles.shape[1]
 
     def copies(j: jax.Array) -> list:
-        rows = jnp.minimum(count - j * TILE_ROWS, TILE_ROWS)
-        return out.writes(0, first + j * TILE_ROWS, rows)
+        rows = jnp.minimum(count - j * tile, tile)
+        return out.writes(0, first + j * tile, rows)
 
     def start(j, _):
         for copy in copies(j):
@@ -635,7 +734,7 @@ def _zero_rows(out: _Stream, first, count) -> None:
         for copy in copies(j):
             copy.wait()
 
-    num_copies = pl.cdiv(count, TILE_ROWS)
+    num_copies = pl.cdiv(count, tile)
     jax.lax.fori_loop(0, num_copies, start, None)
     jax.lax.fori_loop(0, num_copies, wait, None)
 
@@ -649,7 +748,7 @@ def _to_lanes(row_weights_R: jax.Array) -> jax.Array:
 
 
 def _num_lane_rows(num_rows: int) -> int:
-    return num_rows // LANES + _lane_rows_of(TILE_ROWS)
+    return num_rows // LANES + _lane_rows_of(2 * PART_ROWS)
 
 
 def _lane_rows_of(rows: int) -> int:
@@ -675,11 +774,13 @@ def _outer(
 
     def vmem(tile: int) -> int:
         sums = tile * F * (4 + 2 * out_bytes)
-        return sums + 2 * TILE_ROWS * (tile + F) * dtype.itemsize
+        return sums + ROW_PARTS * PART_ROWS * (tile + F) * dtype.itemsize
 
+    rows = tile_rows(tpu)
+    buffers = ROW_PARTS * PART_ROWS // rows
     tile = _width_tile("grouped_outer", D, vmem, tpu, at_least=tpu.num_cores)
     return pl.pallas_call(
-        lambda *refs: _Outer(*refs).run(),
+        lambda *refs: _Outer(*refs, step=PART_ROWS * rows // (2 * PART_ROWS)).run(),
         out_shape=_like((E, D, F), out_dtype, x_RD),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -687,11 +788,11 @@ def _outer(
             in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * 2,
             out_specs=pl.BlockSpec(memory_space=pl.ANY),
             scratch_shapes=[
-                pltpu.VMEM((2, TILE_ROWS, tile), dtype),
-                pltpu.VMEM((2, TILE_ROWS, F), dtype),
+                pltpu.VMEM((buffers, rows, tile), dtype),
+                pltpu.VMEM((buffers, rows, F), dtype),
                 pltpu.VMEM((tile, F), jnp.float32),
                 pltpu.VMEM((2, tile, F), out_dtype),
-                pltpu.SemaphoreType.DMA((2, 2)),
+                pltpu.SemaphoreType.DMA((2, buffers)),
                 pltpu.SemaphoreType.DMA((2,)),
             ],
         ),
@@ -721,7 +822,7 @@ class _Outer:
     x_RD: jax.Ref
     y_RF: jax.Ref
     out_EDF: jax.Ref
-    # In VMEM: two tiles of rows of each, a group's sums, and two groups' results.
+    # In VMEM: tiles of rows of each, a group's sums, and two groups' results.
     x_tiles: jax.Ref
     y_tiles: jax.Ref
     sums: jax.Ref
@@ -729,10 +830,14 @@ class _Outer:
     read_done: jax.Ref
     write_done: jax.Ref
 
+    step: int
+    """Rows that a last tile is rounded up to: fewer cost as much."""
+
     def run(self) -> None:
         @pl.when(self.num_tiles > 0)
         def _():
-            self.start_reads(0)
+            for n in range(self.x_tiles.shape[0] - 1):
+                self.start_reads_if_any(n)
             last = jax.lax.fori_loop(0, self.num_tiles, self.run_tile, -1)
 
             @pl.when(last > 0)
@@ -748,48 +853,53 @@ class _Outer:
 
         Takes and returns which of the groups with rows is being summed.
         """
-        group, after = self.field("group_J", n), n + 1
-        is_new = group != self.field("group_J", jnp.maximum(n - 1, 0))
-        order = jnp.where((n == 0) | is_new, order + 1, order)
-        has_next = after < self.num_tiles
-
-        @pl.when(has_next)
-        def _():
-            self.start_reads(after)
-
-        @pl.when((n == 0) | is_new)
-        def _():
-            self.sums[...] = jnp.zeros(self.sums.shape, jnp.float32)
-
+        group = self.field("group_J", n)
+        before = self.field("group_J", jnp.maximum(n - 1, 0))
+        after = self.field("group_J", jnp.minimum(n + 1, self.num_tiles - 1))
+        is_first = (n == 0) | (group != before)
+        is_last = (n == self.num_tiles - 1) | (group != after)
+        order = jnp.where(is_first, order + 1, order)
+        self.start_reads_if_any(n + self.x_tiles.shape[0] - 1)
         for copy in self.reads(n):
             copy.wait()
-        _by_bucket(self.field("end_J", n), functools.partial(self.add, n))
+        tile = self.x_tiles.shape[1]
 
-        next_group = self.field("group_J", jnp.where(has_next, after, n))
+        @pl.when(~is_last)
+        def _():
+            self.sums[...] = self.add(n, is_first, tile)
 
-        @pl.when(~has_next | (group != next_group))
+        @pl.when(is_last)
         def _():
             @pl.when(order >= 2)
             def _():
                 self.write(order, group).wait()
 
-            self.out_tiles[_slot(order)] = self.sums[...].astype(self.out_tiles.dtype)
+            end = self.field("end_J", n)
+            for rows in range(self.step, tile + 1, self.step):
+
+                @pl.when((end > rows - self.step) & (end <= rows))
+                def _(rows=rows):
+                    total = self.add(n, is_first, rows)
+                    self.out_tiles[_slot(order)] = total.astype(self.out_tiles.dtype)
+
             self.write(order, group).start()
 
         return order
 
-    def add(self, n: jax.Array, rows: int) -> None:
-        """Adds the products of the first `rows` rows of tile n."""
+    def add(self, n: jax.Array, is_first: jax.Array, rows: int) -> jax.Array:
+        """Returns the group's sum with the first `rows` rows of tile n; f32."""
         row = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
         is_owned = (row >= self.field("begin_J", n)) & (row < self.field("end_J", n))
+        slot = self.slot(n)
         # Both are masked, as 0 * NaN is NaN.
         x, y = (
-            jnp.where(is_owned, tiles[_slot(n), :rows], 0)
+            jnp.where(is_owned, tiles[slot, :rows], 0)
             for tiles in (self.x_tiles, self.y_tiles)
         )
-        self.sums[...] += jax.lax.dot_general(
+        product = jax.lax.dot_general(
             x, y, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
         )
+        return product + jnp.where(is_first, 0.0, self.sums[...])
 
     def write_empty_groups(self) -> None:
         """Writes the zeros of groups without rows, all from one buffer."""
@@ -808,12 +918,17 @@ class _Outer:
         jax.lax.fori_loop(0, num_empty, start, None)
         jax.lax.fori_loop(0, num_empty, wait, None)
 
-    def start_reads(self, n) -> None:
-        for copy in self.reads(n):
-            copy.start()
+    def start_reads_if_any(self, n) -> None:
+        @pl.when(n < self.num_tiles)
+        def _():
+            for copy in self.reads(n):
+                copy.start()
+
+    def slot(self, n):
+        return n & (self.x_tiles.shape[0] - 1)
 
     def reads(self, n):
-        slot, rows = _slot(n), _round_up(self.field("end_J", n), ROW_ALIGN)
+        slot, rows = self.slot(n), _round_up(self.field("end_J", n), ROW_ALIGN)
         at, into = _rows(self.field("row_J", n), rows), _rows(0, rows)
         return tuple(
             pltpu.make_async_copy(source, tiles.at[slot, into], done.at[slot])
@@ -858,27 +973,25 @@ class _Outer:
 
 def _slot(number):
     """Returns which of two buffers the item of a number uses."""
-    return jax.lax.rem(number, 2)
-
-
-def _by_bucket(end, run):
-    """Calls `run(rows)` for the smallest number of rows that holds a tile's own."""
-    sizes = range(BUCKET_ROWS, TILE_ROWS + 1, BUCKET_ROWS)
-    branches = [functools.partial(run, size) for size in sizes]
-    jax.lax.switch((end - 1) // BUCKET_ROWS, branches)
+    return number & 1
 
 
 def _rows(first, count):
     """A slice of rows whose start and size are multiples of `ROW_ALIGN`."""
-    return pl.ds(pl.multiple_of(first, ROW_ALIGN), pl.multiple_of(count, ROW_ALIGN))
+    first, count = (
+        edge if isinstance(edge, int) else pl.multiple_of(edge, ROW_ALIGN)
+        for edge in (first, count)
+    )
+    return pl.ds(first, count)
 
 
 def _round_up(x, multiple: int):
-    return (x + multiple - 1) // multiple * multiple
+    return _round_down(x + multiple - 1, multiple)
 
 
 def _round_down(x, multiple: int):
-    return x // multiple * multiple
+    """Rounds to a multiple of a power of two; also what is below 0."""
+    return x & -multiple
 
 
 def _target() -> hardware.Tpu:

@@ -16,11 +16,12 @@ from pallas_kernels.grouped_matmul import (
     tpu,
 )
 
-SMALL_TILE = 64
+SMALL_PART = 64
 R, D, F = 320, 128, 256
 GROUP_SIZES = {
     "even": (80, 80, 80, 80),
     "tile_edges": (63, 64, 65, 0, 1, 127),
+    "two_part_tile_edges": (127, 128, 65),
     "many_in_a_block": (3,) * 16 + (200, 7),
     "all_to_one": (0, 0, 320, 0),
     "unrouted_tail": (5, 90, 0, 38),
@@ -33,7 +34,7 @@ CHIPS = {"one_core": "TPU v6 lite", "two_cores": "TPU v5p"}
 @pytest.fixture(params=CHIPS)
 def chip(request, monkeypatch):
     """A chip whose tiles are small, interpreted with its races detected."""
-    monkeypatch.setattr(tpu, "TILE_ROWS", SMALL_TILE)
+    monkeypatch.setattr(tpu, "PART_ROWS", SMALL_PART)
     with hardware.pretend(CHIPS[request.param]) as found:
         params = pltpu.InterpretParams(
             detect_races=True, num_cores_or_threads=found.num_cores
@@ -70,9 +71,10 @@ def test_several_tiles_a_group_match_the_reference(chip, group_sizes):
 def test_each_owned_row_lies_in_one_tile_of_its_group(
     group_sizes, num_cores, monkeypatch
 ):
-    monkeypatch.setattr(tpu, "TILE_ROWS", SMALL_TILE)
+    monkeypatch.setattr(tpu, "PART_ROWS", SMALL_PART)
     with hardware.pretend({1: "TPU v6 lite", 2: "TPU v5p"}[num_cores]):
         plan = plan_rows(jnp.array(group_sizes), num_rows=R, implementation="tpu").tiles
+        tile_rows = tpu.tile_rows(hardware.target_tpu())
     plan = jax.tree.map(np.asarray, plan)
     owner_R = np.full(R, -1)
     for core in range(num_cores):
@@ -81,7 +83,7 @@ def test_each_owned_row_lies_in_one_tile_of_its_group(
         tiles = slice(first, first + plan.num_tiles[core])
         assert np.all(plan.row_J[tiles] % tpu.ROW_ALIGN == 0)
         assert np.all(plan.begin_J[tiles] < tpu.ROW_ALIGN)
-        assert np.all(plan.end_J[tiles] <= SMALL_TILE)
+        assert np.all(plan.end_J[tiles] <= tile_rows)
         np.testing.assert_array_equal(
             groups[plan.order_J[tiles]], plan.group_J[tiles], "order of the matrices"
         )
