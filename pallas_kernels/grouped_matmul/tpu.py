@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grouped products as Pallas kernels for TPUs, v5e and newer.
 
-A tile is at most `TILE_ROWS` rows of one group. It starts at the group's own first row,
+A tile is at most `tile_rows` rows of one group. It starts at the group's own first row,
 rounded down to `ROW_ALIGN`, so that no tile is visited for two groups and a tail costs
 its own rows, rounded up to `BUCKET_ROWS`:
 
@@ -13,9 +13,10 @@ its own rows, rounded up to `BUCKET_ROWS`:
 
 A product keeps its group's whole matrix in VMEM while the group's rows stream past, and
 fetches the matrices of the next two groups meanwhile. A block of `ROW_ALIGN` rows that
-two groups share is written once: the earlier tile leaves its rows in `carry`, the later
-one adds its own. An outer product accumulates a group's matrix in VMEM in float32 and
-writes it while the next group accumulates.
+two groups share is written once: the earlier tile leaves its rows in `carries`, the
+later one adds its own. What is written may be what an epilogue makes of the product and
+of other arrays' rows, which stream past beside x. An outer product accumulates a
+group's matrix in VMEM in float32 and writes it while the next group accumulates.
 
 Chips whose two cores are one device split the rows of a product at a multiple of
 `ROW_ALIGN`, and the columns of an outer product.
@@ -27,6 +28,7 @@ gmm_v2 in vllm-project/tpu-inference.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,14 +37,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import hardware
+from pallas_kernels.grouped_matmul.epilogue import PLAIN, Epilogue
 from pallas_kernels.grouped_matmul.gradients import with_gradients
 
-TILE_ROWS = 256
+# A tile is one part, or two on chips whose matrix units are twice as wide: there a full
+# tile costs less than its two halves.
+PART_ROWS = 256
 BUCKET_ROWS = 32
 # A bfloat16 tile of the newest chips; a multiple of the older ones' 8 rows.
 ROW_ALIGN = 16
 LANES = 128
-WEIGHT_BUFFERS = 3
+# Buffers are rings, of a power of two each: parts of rows, and as many matrices and
+# parts of results as fit. In short ones what is small waits for what is large.
+ROW_PARTS = 8
+MATRICES_AND_RESULT_PARTS = (8, 8), (4, 8), (2, 8), (2, 4), (2, 2)
+# An epilogue works on as many columns at once; a multiple of `LANES`.
+EPILOGUE_COLUMNS = 256
 # Shares of a core's VMEM: of the buffers below, and of those and what the compiler adds
 # (spills, the product of a tile before it is cast).
 VMEM_SHARE = 0.75
@@ -64,7 +74,8 @@ def unsupported(a: jax.Array, b: jax.Array) -> str | None:
 class TilePlan:
     """The tiles of each core, in order of rows; i32, ready for scalar memory.
 
-    J counts tiles; those of core c start at c * J, and its groups at c * E.
+    J counts tiles; those of core c start at c * J, and its groups at c * E. All
+    products of a layer, forward and backward, read one plan.
     """
 
     group_J: jax.Array
@@ -76,261 +87,620 @@ class TilePlan:
     begin_J: jax.Array
     """The tile's own rows start here, counted from its first; below `ROW_ALIGN`."""
     end_J: jax.Array
-    """And end here; at most `TILE_ROWS`, 0 for the tile of an empty group."""
+    """And end here; at most `tile_rows`."""
     group_E: jax.Array
     """The core's groups, those with tiles first, in order."""
+    empty_E: jax.Array
+    """All groups, those without rows first; [E]."""
     num_tiles: jax.Array
     """[cores]."""
     num_groups: jax.Array
     """[cores]."""
-    num_rows: jax.Array
-    """[1], rows of anybody."""
+    num_empty: jax.Array
+    """[1], groups without rows."""
+    written: jax.Array
+    """[2], rows between which the tiles write, multiples of `ROW_ALIGN`."""
 
 
-def plan_tiles(
-    group_sizes_E: jax.Array, *, num_rows: int, num_cores: int, keep_empty: bool
-) -> TilePlan:
+def tile_rows(tpu: hardware.Tpu) -> int:
+    """Returns how many rows a full tile has."""
+    return PART_ROWS * tpu.matrix_unit_width // LANES
+
+
+def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePlan:
     """Cuts each group's rows into tiles, as the module describes.
 
     Args:
-      group_sizes_E: int[E].
+      begin_E: i32[E], first row of each group.
+      end_E: i32[E], the row after its last.
       num_rows: R.
-      num_cores: each gets an equal share of the rows, to a multiple of `ROW_ALIGN`.
-      keep_empty: gives a group without rows one tile without rows.
     """
-    E = group_sizes_E.shape[0]
+    num_cores, rows = _target().num_cores, tile_rows(_target())
+    E = begin_E.shape[0]
     # A group rounds up twice: to whole tiles, and by the rows before its first.
-    J = -(-(num_rows + (ROW_ALIGN - 1) * E) // TILE_ROWS) + E
-    ends_E = jnp.cumsum(group_sizes_E.astype(jnp.int32))
-    total = ends_E[-1]
-    share = _round_up(-(-total // num_cores), ROW_ALIGN)
+    J = -(-(num_rows + (ROW_ALIGN - 1) * E) // rows) + E
+    # Each core gets an equal share, and a block of `ROW_ALIGN` rows is of one core.
+    lowest, highest = _round_down(begin_E[0], ROW_ALIGN), end_E[-1]
+    share = _round_up(-(-(highest - lowest) // num_cores), ROW_ALIGN)
 
-    def plan_core(core: jax.Array) -> TilePlan:
-        low, high = core * share, jnp.minimum((core + 1) * share, total)
-        begin_E = jnp.clip(ends_E - group_sizes_E, low, high)
-        end_E = jnp.clip(ends_E, low, high)
-        first_E = _round_down(begin_E, ROW_ALIGN)
-        num_tiles_E = -(-(end_E - first_E) // TILE_ROWS)
-        num_tiles_E = jnp.where(end_E > begin_E, num_tiles_E, int(keep_empty))
+    def plan_core(core: jax.Array) -> dict[str, jax.Array]:
+        low = lowest + core * share
+        high = jnp.minimum(low + share, highest)
+        own_begin_E, own_end_E = (
+            jnp.clip(edge, low, high) for edge in (begin_E, end_E)
+        )
+        first_E = _round_down(own_begin_E, ROW_ALIGN)
+        has_tiles_E = own_end_E > own_begin_E
+        num_tiles_E = jnp.where(has_tiles_E, -(-(own_end_E - first_E) // rows), 0)
         last_E = jnp.cumsum(num_tiles_E)
         tile_J = jnp.arange(J)
         group_J = jnp.sum(tile_J[:, None] >= last_E[None], axis=1)
         group_J = jnp.minimum(group_J, E - 1)
         number_J = tile_J - (last_E - num_tiles_E)[group_J]
-        row_J = first_E[group_J] + number_J * TILE_ROWS
-        has_tiles_E = num_tiles_E > 0
-        order_E = jnp.cumsum(has_tiles_E) - 1
-        return TilePlan(
+        row_J = first_E[group_J] + number_J * rows
+        return dict(
             group_J=group_J,
-            order_J=order_E[group_J],
+            order_J=(jnp.cumsum(has_tiles_E) - 1)[group_J],
             row_J=row_J,
-            begin_J=jnp.maximum(begin_E[group_J] - row_J, 0),
-            end_J=jnp.clip(end_E[group_J] - row_J, 0, TILE_ROWS),
+            begin_J=jnp.maximum(own_begin_E[group_J] - row_J, 0),
+            end_J=jnp.clip(own_end_E[group_J] - row_J, 0, rows),
             group_E=jnp.argsort(~has_tiles_E, stable=True),
-            num_tiles=last_E[-1:],
-            num_groups=jnp.sum(has_tiles_E, keepdims=True),
-            num_rows=total[None],
+            num_tiles=last_E[-1],
+            num_groups=jnp.sum(has_tiles_E),
         )
 
-    plan = jax.vmap(plan_core)(jnp.arange(num_cores))
-    flat = jax.tree.map(lambda field: field.reshape(-1).astype(jnp.int32), plan)
-    return dataclasses.replace(flat, num_rows=flat.num_rows[:1])
-
-
-def _multiply(
-    x_RD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, contracted: int
-) -> jax.Array:
-    """Multiplies rows by matrices, over dimension `contracted` (0 or 1) of a matrix."""
-    tpu = _target()
-    R, width_in = x_RD.shape
-    width_out = w_EDF.shape[2 - contracted]
-    if R == 0:
-        return jnp.zeros((0, width_out), x_RD.dtype)
-    w_EDF = w_EDF.astype(x_RD.dtype)
-    x_RD = jnp.pad(x_RD, ((0, -R % ROW_ALIGN), (0, 0)))
-    size = x_RD.dtype.itemsize
-
-    def vmem(tile: int) -> int:
-        weights = WEIGHT_BUFFERS * width_in * tile * size
-        rows = 2 * TILE_ROWS * (width_in + tile) * size
-        return weights + rows + TILE_ROWS * tile * 4
-
-    tile = _width_tile("grouped_matmul", width_out, vmem, tpu)
-    plan = plan_tiles(
-        group_sizes_E, num_rows=R, num_cores=tpu.num_cores, keep_empty=False
+    has_rows_E = end_E > begin_E
+    # Without any row nothing is written, and the two must still meet at a block.
+    written_end = jnp.where(highest > begin_E[0], _round_up(highest, ROW_ALIGN), lowest)
+    fields = jax.vmap(plan_core)(jnp.arange(num_cores)) | dict(
+        empty_E=jnp.argsort(has_rows_E, stable=True),
+        num_empty=jnp.sum(~has_rows_E),
+        written=jnp.stack([lowest, written_end]),
     )
-    matrix = (width_in, tile) if contracted == 0 else (tile, width_in)
-    fields = jax.tree.leaves(plan)
-    out_RF = pl.pallas_call(
-        functools.partial(_kernel, _Multiply, contracted=contracted),
-        out_shape=_like((x_RD.shape[0], width_out), x_RD.dtype, x_RD),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(fields),
-            grid=(tpu.num_cores, width_out // tile),
-            in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * 2,
-            out_specs=pl.BlockSpec(memory_space=pl.ANY),
-            scratch_shapes=[
-                pltpu.VMEM((2, TILE_ROWS, width_in), x_RD.dtype),
-                pltpu.VMEM((WEIGHT_BUFFERS, *matrix), x_RD.dtype),
-                pltpu.VMEM((2, TILE_ROWS, tile), x_RD.dtype),
-                pltpu.VMEM((ROW_ALIGN, tile), x_RD.dtype),
-                pltpu.SemaphoreType.DMA((2,)),
-                pltpu.SemaphoreType.DMA((WEIGHT_BUFFERS,)),
-                pltpu.SemaphoreType.DMA((2,)),
-            ],
-        ),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"),
-            vmem_limit_bytes=int(VMEM_LIMIT * tpu.vmem_bytes),
-        ),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * R * width_in * width_out,
-            bytes_accessed=(x_RD.size + w_EDF.size + R * width_out) * size,
-            transcendentals=0,
-        ),
-        name="grouped_matmul" + ("_transposed" if contracted else ""),
-    )(*fields, x_RD, w_EDF)
-    return out_RF[:R]
+    return TilePlan(
+        **{name: field.reshape(-1).astype(jnp.int32) for name, field in fields.items()}
+    )
+
+
+def multiply(
+    x_RD: jax.Array,
+    w_EDF: jax.Array,
+    plan: TilePlan,
+    epilogue: Epilogue = PLAIN,
+    *,
+    operands: Sequence[jax.Array] = (),
+    row_weights_R: jax.Array | None = None,
+    contracted: int,
+) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+    """Multiplies rows by matrices, and applies an epilogue to each tile's product.
+
+    Args:
+      x_RD: [R, width of dimension `contracted` of a matrix].
+      w_EDF: [E, D, F], used in x's dtype.
+      plan: of these rows.
+      epilogue: what to do with a product before it is rounded.
+      operands: [R, slices * width of a slice] each, used in x's dtype.
+      row_weights_R: f32[R], if the epilogue is weighted.
+      contracted: 0 or 1, the dimension of a matrix that is summed over.
+
+    Returns:
+      The epilogue's outputs in x's dtype, and its sums f32[R] or None.
+    """
+    R, dtype = x_RD.shape[0], x_RD.dtype
+    product = _Product(
+        epilogue=epilogue,
+        contracted=contracted,
+        width_in=w_EDF.shape[1 + contracted],
+        width=w_EDF.shape[2 - contracted] // epilogue.product_slices,
+        dtype=dtype,
+        tpu=_target(),
+    )
+    if R == 0:
+        widths = [count * product.width for count in epilogue.output_slices]
+        empty = tuple(jnp.zeros((0, width), dtype) for width in widths)
+        return empty, jnp.zeros(0) if epilogue.sums_columns else None
+    x_RD, *operands = (
+        jnp.pad(rows.astype(dtype), ((0, -R % ROW_ALIGN), (0, 0)))
+        for rows in (x_RD, *operands)
+    )
+    lanes = None if row_weights_R is None else _to_lanes(row_weights_R)
+    call = product.pallas_call(x_RD, w_EDF.shape[0])
+    outputs, sums = call(plan, x_RD, w_EDF.astype(dtype), tuple(operands), lanes)
+    if sums is not None:
+        sums = jnp.sum(sums, axis=0).reshape(-1)[:R]
+    return tuple(rows[:R] for rows in outputs), sums
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Product:
+    """A product's kernel before it sees its arrays."""
+
+    epilogue: Epilogue
+    contracted: int
+    width_in: int
+    width: int
+    """Columns of one slice of the product."""
+    dtype: jnp.dtype
+    tpu: hardware.Tpu
+
+    @functools.cached_property
+    def tile(self) -> int:
+        """Columns of each slice that the kernel holds at once."""
+        return _width_tile(self.epilogue.name, self.width, self.vmem_bytes, self.tpu)
+
+    @property
+    def tile_rows(self) -> int:
+        return tile_rows(self.tpu)
+
+    @functools.cached_property
+    def buffers(self) -> tuple[int, int]:
+        """Matrices, and parts of results, that the kernel holds at once."""
+        budget = int(VMEM_SHARE * self.tpu.vmem_bytes)
+        for counts in MATRICES_AND_RESULT_PARTS[:-1]:
+            if self.vmem_bytes(self.tile, *counts) <= budget:
+                return counts
+        return MATRICES_AND_RESULT_PARTS[-1]
+
+    def vmem_bytes(
+        self,
+        tile: int,
+        matrices: int = MATRICES_AND_RESULT_PARTS[-1][0],
+        result_parts: int = MATRICES_AND_RESULT_PARTS[-1][1],
+    ) -> int:
+        """Returns what the buffers take, and an epilogue's float32 values."""
+        epilogue, size = self.epilogue, self.dtype.itemsize
+        read = self.width_in + sum(epilogue.operand_slices) * tile
+        written = sum(epilogue.output_slices) * tile
+        matrix = self.width_in * epilogue.product_slices * tile
+        rows = PART_ROWS * (ROW_PARTS * read + result_parts * written)
+        num_slices = sum(
+            (epilogue.product_slices, *epilogue.operand_slices, *epilogue.output_slices)
+        )
+        values = num_slices * min(tile, EPILOGUE_COLUMNS)
+        return (matrices * matrix + rows) * size + self.tile_rows * values * 4
+
+    def pallas_call(self, x_RD: jax.Array, num_groups: int) -> Callable:
+        """Returns the kernel for rows like x; it takes `_multiply_kernel`'s inputs."""
+        R, epilogue = x_RD.shape[0], self.epilogue
+        outputs = [count * self.width for count in epilogue.output_slices]
+        streamed = sum(epilogue.operand_slices) * self.width + sum(outputs)
+        num_weights = num_groups * self.width_in * epilogue.product_slices * self.width
+        in_hbm = pl.BlockSpec(memory_space=pl.ANY)
+        lanes = (_num_lane_rows(R), LANES)
+        sums = (self.tpu.num_cores, *lanes)
+        return pl.pallas_call(
+            functools.partial(_multiply_kernel, product=self),
+            out_shape=(
+                tuple(_like((R, width), self.dtype, x_RD) for width in outputs),
+                _like(sums, jnp.float32, x_RD) if epilogue.sums_columns else None,
+            ),
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=(self.tpu.num_cores, self.width // self.tile),
+                in_specs=[
+                    *(in_hbm, in_hbm, (in_hbm,) * len(epilogue.operand_slices)),
+                    # All of it: 4 bytes a row.
+                    pl.BlockSpec(lanes, lambda *_: (0, 0))
+                    if epilogue.is_weighted
+                    else None,
+                ],
+                out_specs=(
+                    (in_hbm,) * len(outputs),
+                    pl.BlockSpec((None, *lanes), lambda core, *_: (core, 0, 0))
+                    if epilogue.sums_columns
+                    else None,
+                ),
+                scratch_shapes=self.scratch_shapes(),
+            ),
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "arbitrary"),
+                vmem_limit_bytes=int(VMEM_LIMIT * self.tpu.vmem_bytes),
+                disable_bounds_checks=True,
+            ),
+            cost_estimate=pl.CostEstimate(
+                flops=2 * R * num_weights // num_groups,
+                bytes_accessed=(x_RD.size + num_weights + R * streamed)
+                * self.dtype.itemsize,
+                transcendentals=0,
+            ),
+            name=epilogue.name + ("_transposed" if self.contracted else ""),
+        )
+
+    def scratch_shapes(self) -> list[Any]:
+        """Returns the buffers that `_multiply_kernel` takes, in its order."""
+        matrices, result_parts = self.buffers
+        columns = self.epilogue.product_slices * self.tile
+        matrix = (
+            (columns, self.width_in) if self.contracted else (self.width_in, columns)
+        )
+
+        def stream(width: int, parts: int) -> tuple:
+            buffers = max(1, parts * PART_ROWS // self.tile_rows)
+            tiles = pltpu.VMEM((buffers, self.tile_rows, width), self.dtype)
+            return tiles, pltpu.SemaphoreType.DMA((buffers,))
+
+        outputs = [count * self.tile for count in self.epilogue.output_slices]
+        return [
+            stream(self.width_in, ROW_PARTS),
+            pltpu.VMEM((matrices, *matrix), self.dtype),
+            pltpu.SemaphoreType.DMA((matrices,)),
+            tuple(
+                stream(count * self.tile, ROW_PARTS)
+                for count in self.epilogue.operand_slices
+            ),
+            tuple(stream(width, result_parts) for width in outputs),
+            tuple(pltpu.VMEM((ROW_ALIGN, width), self.dtype) for width in outputs),
+        ]
+
+
+def _multiply_kernel(plan, *refs, product: _Product) -> None:
+    """Gives each reference its place in `_Multiply`."""
+    x, w, operands, row_weights, outputs, sums, *scratch = refs
+    x_stream, w_tiles, w_done, operand_streams, output_streams, carries = scratch
+    epilogue = product.epilogue
+    _Multiply(
+        plan=plan,
+        product=product,
+        x=_Stream(x, *x_stream, slices=1),
+        w=w,
+        w_tiles=w_tiles,
+        w_done=w_done,
+        operands=_streams(operands, operand_streams, epilogue.operand_slices),
+        outputs=_streams(outputs, output_streams, epilogue.output_slices),
+        carries=carries,
+        row_weights=row_weights,
+        sums=sums,
+    ).run()
 
 
 @dataclasses.dataclass(frozen=True)
+class _Stream:
+    """Tiles of an array [R, slices * width], on their way from or to HBM."""
+
+    hbm: jax.Ref
+    tiles: jax.Ref
+    """[buffers, tile_rows, slices * tile]."""
+    done: jax.Ref
+    slices: int
+
+    def reads(self, j, first, count) -> list:
+        """Returns the copies of rows from HBM to tile j's buffer."""
+        return [
+            pltpu.make_async_copy(hbm, tile, self.done.at[self.slot(j)])
+            for hbm, tile in self.ends(j, first, count)
+        ]
+
+    def writes(self, j, first, count) -> list:
+        """Returns the copies of tile j's buffer to rows in HBM."""
+        return [
+            pltpu.make_async_copy(tile, hbm, self.done.at[self.slot(j)])
+            for hbm, tile in self.ends(j, first, count)
+        ]
+
+    def ends(self, j, first, count) -> list[tuple]:
+        return [
+            (
+                self.hbm.at[_rows(first, count), there],
+                self.tiles.at[self.slot(j), _rows(0, count), here],
+            )
+            for there, here in _columns(
+                self.hbm.shape[1], self.tiles.shape[2], self.slices
+            )
+        ]
+
+    @property
+    def buffers(self) -> int:
+        return self.tiles.shape[0]
+
+    def slot(self, j):
+        """Returns the buffer of tile j."""
+        return j & (self.buffers - 1)
+
+
+def _streams(refs, buffers, slices) -> list[_Stream]:
+    return [
+        _Stream(hbm, *pair, slices=count)
+        for hbm, pair, count in zip(refs, buffers, slices, strict=True)
+    ]
+
+
+def _columns(width: int, tile: int, slices: int) -> list[tuple[pl.Slice, pl.Slice]]:
+    """Returns where this program's columns are in HBM, and in a buffer of them."""
+    if width == tile:
+        return [(pl.ds(0, width), pl.ds(0, width))]
+    part, step = tile // slices, width // slices
+    aligned = math.gcd(part, step, LANES)
+    return [
+        (
+            pl.ds(pl.multiple_of(s * step + pl.program_id(1) * part, aligned), part),
+            pl.ds(s * part, part),
+        )
+        for s in range(slices)
+    ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Multiply:
     """The kernel of a product: one core's share of the rows, one tile of columns."""
 
     plan: TilePlan
     """References into scalar memory."""
-    x_RD: jax.Ref
-    w_EDF: jax.Ref
-    out_RF: jax.Ref
-    # In VMEM: two tiles of rows, the matrices of three groups, two tiles of results,
-    # and the block that a tile shares with the next.
-    x_tiles: jax.Ref
+    product: _Product
+    x: _Stream
+    w: jax.Ref
     w_tiles: jax.Ref
-    out_tiles: jax.Ref
-    carry: jax.Ref
-    x_done: jax.Ref
+    """In VMEM, the matrices of this group and the next."""
     w_done: jax.Ref
-    out_done: jax.Ref
-
-    contracted: int
+    operands: list[_Stream]
+    outputs: list[_Stream]
+    carries: Sequence[jax.Ref]
+    """In VMEM, the block that a tile shares with the next, of each output."""
+    row_weights: jax.Ref | None
+    sums: jax.Ref | None
+    """In VMEM, f32[rows / 128, 128], row by row."""
 
     def run(self) -> None:
         num_tiles = self.plan.num_tiles[self.core]
+        if (sums := self.sums) is not None:
+
+            @pl.when(pl.program_id(1) == 0)
+            def _():
+                sums[...] = jnp.zeros(sums.shape, jnp.float32)
 
         @pl.when(num_tiles > 0)
         def _():
-            self.read_rows(0).start()
-            for order in range(WEIGHT_BUFFERS - 1):
-                self.start_matrix(order)
+            for carry in self.carries:
+                carry[...] = jnp.zeros(carry.shape, carry.dtype)
+            self.start_reads(0)
+            self.start_matrix(0)
+            for j in range(1, self.x.buffers - 1):
+                self.start_reads_if_any(j)
             jax.lax.fori_loop(0, num_tiles, lambda j, _: self.run_tile(j), None)
-            self.finish_write(num_tiles - 2)
-            self.finish_write(num_tiles - 1)
+            for behind in range(self.outputs[0].buffers, 0, -1):
+                self.finish_writes(num_tiles - behind)
 
-        @pl.when(self.core == pl.num_programs(0) - 1)
-        def _():
-            self.zero_free_rows()
+        if self.product.epilogue.zeroes_free_rows:
+
+            @pl.when(self.core == pl.num_programs(0) - 1)
+            def _():
+                self.zero_free_rows()
 
     def run_tile(self, j: jax.Array) -> None:
         """Multiplies tile j while the next tiles and matrices are on their way."""
         order = self.field("order_J", j)
         is_first = order != self.field("order_J", jnp.maximum(j - 1, 0))
 
-        @pl.when(j + 1 < self.plan.num_tiles[self.core])
-        def _():
-            self.read_rows(j + 1).start()
-
         @pl.when((j == 0) | is_first)
         def _():
-            # It takes the buffer of the group before this one, which is done.
-            self.start_matrix(order + WEIGHT_BUFFERS - 1)
-            self.read_matrix(order).wait()
+            self.start_next_matrices(order)
+            for copy in self.read_matrix(order):
+                copy.wait()
 
-        self.read_rows(j).wait()
-        self.finish_write(j - 2)
-        _by_bucket(self.field("end_J", j), functools.partial(self.multiply, j))
-        self.save_last_block(j)
+        for copy in self.reads(j):
+            copy.wait()
+        self.finish_writes(j - self.outputs[0].buffers)
+        self.start_reads_if_any(j + self.x.buffers - 1)
+        end, full = self.field("end_J", j), self.product.tile_rows
+        is_full = end > full - BUCKET_ROWS
+
+        @pl.when(is_full)
+        def _():
+            self.multiply(j, 0, full)
+
+        @pl.when(~is_full)
+        def _():
+            self.multiply_parts(j, end)
+
+        self.save_last_blocks(j)
 
         @pl.when(self.num_written(j) > 0)
         def _():
-            self.write_rows(j).start()
+            for copy in self.writes(j):
+                copy.start()
 
-    def multiply(self, j: jax.Array, rows: int) -> None:
-        """Computes the first `rows` rows of tile j, and adds the carried ones."""
-        slot, begin, end = _slot(j), self.field("begin_J", j), self.field("end_J", j)
-        product = jax.lax.dot_general(
-            self.x_tiles[slot, :rows],
-            self.w_tiles[jax.lax.rem(self.field("order_J", j), WEIGHT_BUFFERS)],
-            (((1,), (self.contracted,)), ((), ())),
+    def multiply_parts(self, j: jax.Array, end: jax.Array) -> None:
+        """Computes a tile that is not full, each part with as few rows as hold it."""
+        # Of a tile that is one part, what remains is less than a part.
+        num_parts = self.product.tile_rows // PART_ROWS
+        largest = PART_ROWS if num_parts > 1 else PART_ROWS - BUCKET_ROWS
+        sizes = range(largest, 0, -BUCKET_ROWS)
+
+        def run_part(part, _):
+            first = part * PART_ROWS
+            rows = jnp.minimum(end - first, PART_ROWS)
+            # The branches are tried in order: of several parts all but one are full.
+            branches = [
+                functools.partial(self.multiply, j, first, size) for size in sizes
+            ]
+            jax.lax.switch((largest - rows) >> (BUCKET_ROWS.bit_length() - 1), branches)
+
+        if num_parts == 1:
+            run_part(0, None)
+        else:
+            jax.lax.fori_loop(0, (end + PART_ROWS - 1) // PART_ROWS, run_part, None)
+
+    def multiply(self, j: jax.Array, first: jax.Array | int, rows: int) -> None:
+        """Computes `rows` rows of tile j from `first` on, and adds the carried ones."""
+        begin, end = self.field("begin_J", j) - first, self.field("end_J", j) - first
+        row = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
+        weights = [] if self.row_weights is None else [self.row_weight(j, first, rows)]
+        total = jnp.zeros((rows, 1), jnp.float32)
+        at, block = _rows(first, rows), _rows(first, ROW_ALIGN)
+        # A few columns after the other: the next are multiplied meanwhile.
+        for column in range(0, self.product.tile, EPILOGUE_COLUMNS):
+            count = min(EPILOGUE_COLUMNS, self.product.tile - column)
+            slices = self.multiply_columns(j, at, column, count)
+            results, terms = self.product.epilogue.apply(*slices, *weights)
+            if terms is not None:
+                total += jnp.sum(terms, axis=1, keepdims=True)
+            for (out, carry, columns), result in zip(
+                self.output_columns(column, count), results, strict=True
+            ):
+                # Selected, not multiplied: rows of others may hold NaN.
+                result = jnp.where(row < end, result, 0.0).astype(out.tiles.dtype)
+                out.tiles[out.slot(j), at, columns] = result
+                out.tiles[out.slot(j), block, columns] = jnp.where(
+                    row[:ROW_ALIGN] < begin, carry[:, columns], result[:ROW_ALIGN]
+                )
+        if self.sums is not None:
+            total = jnp.where((row >= begin) & (row < end), total, 0.0)
+            self.add_sums(j, first, total)
+
+    def multiply_columns(self, j, at: pl.Slice, column: int, count: int) -> list:
+        """Returns these columns of the product's slices and of the operands'."""
+        matrix = self.w_tiles.at[self.matrix_slot(self.field("order_J", j))]
+        dot = functools.partial(
+            jax.lax.dot_general,
+            self.x.tiles[self.x.slot(j), at],
+            dimension_numbers=(((1,), (self.product.contracted,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        row = jax.lax.broadcasted_iota(jnp.int32, product.shape, 0)
-        product = jnp.where(row < end, product, 0.0).astype(self.out_tiles.dtype)
-        block = slice(ROW_ALIGN)
-        shared = jnp.where(row[block] < begin, self.carry[...], product[block])
-        self.out_tiles[slot, :rows] = product
-        self.out_tiles[slot, block] = shared
+        slices = []
+        for s in range(self.product.epilogue.product_slices):
+            columns = pl.ds(s * self.product.tile + column, count)
+            where = (columns,) if self.product.contracted else (slice(None), columns)
+            slices.append(dot(matrix[where]))
+        for operand in self.operands:
+            for s in range(operand.slices):
+                columns = pl.ds(s * self.product.tile + column, count)
+                tile = operand.tiles[operand.slot(j), at, columns]
+                slices.append(tile.astype(jnp.float32))
+        return slices
 
-    def save_last_block(self, j: jax.Array) -> None:
-        """Keeps the block in which a tile ends; no tile needs it if it ends there."""
-        last = _round_down(self.field("end_J", j), ROW_ALIGN)
-        last = pl.multiple_of(jnp.minimum(last, TILE_ROWS - ROW_ALIGN), ROW_ALIGN)
-        self.carry[...] = self.out_tiles[_slot(j), pl.ds(last, ROW_ALIGN)]
+    def output_columns(self, column: int, count: int) -> list[tuple]:
+        """Returns (output, its carry, where these columns are) of each slice."""
+        return [
+            (out, carry, pl.ds(s * self.product.tile + column, count))
+            for out, carry in zip(self.outputs, self.carries, strict=True)
+            for s in range(out.slices)
+        ]
 
-    def zero_free_rows(self) -> None:
-        """Writes the rows of nobody, which no tile writes."""
-        first = _round_up(self.plan.num_rows[0], ROW_ALIGN)
-        num_free = self.out_RF.shape[0] - first
+    def row_weight(self, j, first, rows: int) -> jax.Array:
+        """Returns the weights of a tile's rows, f32[rows, 1].
 
-        def copy(j: jax.Array):
-            count = jnp.minimum(num_free - j * TILE_ROWS, TILE_ROWS)
-            return pltpu.make_async_copy(
-                self.out_tiles.at[0, _rows(0, count)],
-                self.out_RF.at[_rows(first + j * TILE_ROWS, count), self.columns],
-                self.out_done.at[0],
+        In HBM they are 128 to a lane row, as an array [R, 1] takes 128 times its size.
+        """
+        assert self.row_weights is not None
+        found = jnp.zeros((rows, LANES), jnp.float32)
+        for at, is_here in self.lane_rows(j, first, rows):
+            found += jnp.where(is_here, self.row_weights[at], 0.0)
+        return jnp.sum(found, axis=1, keepdims=True)
+
+    def add_sums(self, j, first, sums_C1: jax.Array) -> None:
+        """Adds what a tile's rows have to their places in `sums`."""
+        assert self.sums is not None
+        for at, is_here in self.lane_rows(j, first, sums_C1.shape[0]):
+            self.sums[at] += jnp.sum(
+                jnp.where(is_here, sums_C1, 0.0), axis=0, keepdims=True
             )
 
-        @pl.when(num_free > 0)
-        def _():
-            self.out_tiles[0] = jnp.zeros_like(self.out_tiles[0])
-            num_copies = pl.cdiv(num_free, TILE_ROWS)
-            jax.lax.fori_loop(0, num_copies, lambda j, _: copy(j).start(), None)
-            jax.lax.fori_loop(0, num_copies, lambda j, _: copy(j).wait(), None)
+    def lane_rows(self, j, first, rows: int) -> list[tuple[pl.Slice, jax.Array]]:
+        """Returns the lane rows that a tile touches, and bool[rows, 128]: who is where.
 
-    def read_rows(self, j):
+        Row r of all is in lane r % 128 of lane row r // 128.
+        """
+        first = self.field("row_J", j) + first
+        row = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 0)
+        lane = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
+        ahead = (first & (LANES - 1)) + row - lane
+        return [
+            (pl.ds((first >> 7) + n, 1), ahead == n * LANES)
+            for n in range(_lane_rows_of(rows))
+        ]
+
+    def save_last_blocks(self, j: jax.Array) -> None:
+        """Keeps the block in which a tile ends; no tile needs it if it ends there."""
+        last = _round_down(self.field("end_J", j), ROW_ALIGN)
+        last = jnp.minimum(last, self.product.tile_rows - ROW_ALIGN)
+        for out, carry in zip(self.outputs, self.carries, strict=True):
+            carry[...] = out.tiles[out.slot(j), _rows(last, ROW_ALIGN)]
+
+    def zero_free_rows(self) -> None:
+        """Writes the rows of nobody, before and after those that tiles write."""
+        before, after = self.plan.written[0], self.plan.written[1]
+        for out in self.outputs:
+            num_after = out.hbm.shape[0] - after
+
+            @pl.when((before > 0) | (num_after > 0))
+            def _(out=out):
+                out.tiles[0] = jnp.zeros_like(out.tiles[0])
+
+            for first, count in ((0, before), (after, num_after)):
+                _zero_rows(out, first, count)
+
+    def start_reads(self, j) -> None:
+        for copy in self.reads(j):
+            copy.start()
+
+    def start_reads_if_any(self, j) -> None:
+        @pl.when(j < self.plan.num_tiles[self.core])
+        def _():
+            self.start_reads(j)
+
+    def reads(self, j) -> list:
+        first = self.field("row_J", j)
         rows = _round_up(self.field("end_J", j), ROW_ALIGN)
-        return pltpu.make_async_copy(
-            self.x_RD.at[_rows(self.field("row_J", j), rows)],
-            self.x_tiles.at[_slot(j), _rows(0, rows)],
-            self.x_done.at[_slot(j)],
-        )
+        streams = (self.x, *self.operands)
+        return [copy for stream in streams for copy in stream.reads(j, first, rows)]
+
+    def start_next_matrices(self, order) -> None:
+        """Fetches what may take the buffers of groups before this one.
+
+        Two at a time, until as many as there are buffers are ahead: more at once would
+        keep rows waiting behind them.
+        """
+        buffers = self.product.buffers[0]
+        is_filling = order <= buffers - 3
+        self.start_matrix(jnp.where(is_filling, 2 * order + 1, order + buffers - 1))
+
+        @pl.when(is_filling)
+        def _():
+            self.start_matrix(2 * order + 2)
+
+    def matrix_slot(self, order):
+        return order & (self.product.buffers[0] - 1)
 
     def start_matrix(self, order) -> None:
         @pl.when(order < self.plan.num_groups[self.core])
         def _():
-            self.read_matrix(order).start()
+            for copy in self.read_matrix(order):
+                copy.start()
 
-    def read_matrix(self, order):
-        slot = jax.lax.rem(order, WEIGHT_BUFFERS)
-        matrix = self.w_EDF.at[self.field("group_E", order)]
-        own = matrix.at[self.columns] if self.contracted else matrix.at[:, self.columns]
-        return pltpu.make_async_copy(own, self.w_tiles.at[slot], self.w_done.at[slot])
-
-    def write_rows(self, j):
-        rows = self.num_written(j)
-        return pltpu.make_async_copy(
-            self.out_tiles.at[_slot(j), _rows(0, rows)],
-            self.out_RF.at[_rows(self.field("row_J", j), rows), self.columns],
-            self.out_done.at[_slot(j)],
+    def read_matrix(self, order) -> list:
+        slot = self.matrix_slot(order)
+        matrix = self.w.at[self.field("group_E", order)]
+        tile = self.w_tiles.at[slot]
+        dimension = 1 - self.product.contracted
+        pieces = _columns(
+            matrix.shape[dimension],
+            tile.shape[dimension],
+            self.product.epilogue.product_slices,
         )
+        return [
+            pltpu.make_async_copy(
+                *(
+                    (matrix.at[there], tile.at[here])
+                    if self.product.contracted
+                    else (matrix.at[:, there], tile.at[:, here])
+                ),
+                self.w_done.at[slot],
+            )
+            for there, here in pieces
+        ]
 
-    def finish_write(self, j) -> None:
-        """Waits until tile j, which may not exist, has left its buffer."""
+    def writes(self, j) -> list:
+        first, rows = self.field("row_J", j), self.num_written(j)
+        return [copy for out in self.outputs for copy in out.writes(j, first, rows)]
+
+    def finish_writes(self, j) -> None:
+        """Waits until tile j, which may not exist, has left its buffers."""
 
         @pl.when(j >= 0)
         def _():
             @pl.when(self.num_written(j) > 0)
             def _():
-                self.write_rows(j).wait()
+                for copy in self.writes(j):
+                    copy.wait()
 
     def num_written(self, j):
         """Rows that tile j writes: the block that it shares waits for the next tile."""
@@ -347,46 +717,82 @@ class _Multiply:
     def core(self):
         return pl.program_id(0)
 
-    @property
-    def columns(self):
-        tile = self.out_tiles.shape[2]
-        return pl.ds(
-            pl.multiple_of(pl.program_id(1) * tile, math.gcd(tile, LANES)), tile
-        )
+
+def _zero_rows(out: _Stream, first, count) -> None:
+    """Writes zeros, which are in the stream's first buffer, to `count` rows."""
+    tile = out.tiles.shape[1]
+
+    def copies(j: jax.Array) -> list:
+        rows = jnp.minimum(count - j * tile, tile)
+        return out.writes(0, first + j * tile, rows)
+
+    def start(j, _):
+        for copy in copies(j):
+            copy.start()
+
+    def wait(j, _):
+        for copy in copies(j):
+            copy.wait()
+
+    num_copies = pl.cdiv(count, tile)
+    jax.lax.fori_loop(0, num_copies, start, None)
+    jax.lax.fori_loop(0, num_copies, wait, None)
 
 
-def _outer(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
-    """Returns out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]; f32."""
+def _to_lanes(row_weights_R: jax.Array) -> jax.Array:
+    """Puts a number a row into lane rows of 128, as many as a tile may read."""
+    R = row_weights_R.shape[0]
+    padding = _num_lane_rows(_round_up(R, ROW_ALIGN)) * LANES - R
+    values = jnp.pad(row_weights_R.astype(jnp.float32), (0, padding))
+    return values.reshape(-1, LANES)
+
+
+def _num_lane_rows(num_rows: int) -> int:
+    return num_rows // LANES + _lane_rows_of(2 * PART_ROWS)
+
+
+def _lane_rows_of(rows: int) -> int:
+    """Returns how many lane rows a tile touches at most; it starts at `ROW_ALIGN`s."""
+    return -(-(LANES - ROW_ALIGN + rows) // LANES)
+
+
+def _outer(
+    x_RD: jax.Array, y_RF: jax.Array, plan: TilePlan, out_dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """Returns out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]."""
     tpu = _target()
-    (R, D), F, E = x_RD.shape, y_RF.shape[1], group_sizes_E.shape[0]
+    (R, D), F, E = x_RD.shape, y_RF.shape[1], plan.empty_E.shape[0]
     if R == 0:
-        return jnp.zeros((E, D, F), jnp.float32)
+        return jnp.zeros((E, D, F), out_dtype)
     dtype = jnp.promote_types(x_RD.dtype, y_RF.dtype)
     x_RD, y_RF = (
         jnp.pad(rows.astype(dtype), ((0, -R % ROW_ALIGN), (0, 0)))
         for rows in (x_RD, y_RF)
     )
 
-    def vmem(tile: int) -> int:
-        sums = 2 * tile * F * 4
-        return sums + 2 * TILE_ROWS * (tile + F) * dtype.itemsize
+    out_bytes = jnp.dtype(out_dtype).itemsize
 
+    def vmem(tile: int) -> int:
+        sums = tile * F * (4 + 2 * out_bytes)
+        return sums + ROW_PARTS * PART_ROWS * (tile + F) * dtype.itemsize
+
+    rows = tile_rows(tpu)
+    buffers = ROW_PARTS * PART_ROWS // rows
     tile = _width_tile("grouped_outer", D, vmem, tpu, at_least=tpu.num_cores)
-    plan = plan_tiles(group_sizes_E, num_rows=R, num_cores=1, keep_empty=True)
-    fields = jax.tree.leaves(plan)
     return pl.pallas_call(
-        functools.partial(_kernel, _Outer),
-        out_shape=_like((E, D, F), jnp.float32, x_RD),
+        lambda *refs: _Outer(*refs, step=PART_ROWS * rows // (2 * PART_ROWS)).run(),
+        out_shape=_like((E, D, F), out_dtype, x_RD),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(fields),
+            num_scalar_prefetch=1,
             grid=(D // tile,),
             in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * 2,
             out_specs=pl.BlockSpec(memory_space=pl.ANY),
             scratch_shapes=[
-                pltpu.VMEM((2, TILE_ROWS, tile), dtype),
-                pltpu.VMEM((2, TILE_ROWS, F), dtype),
-                pltpu.VMEM((2, tile, F), jnp.float32),
-                pltpu.SemaphoreType.DMA((2, 2)),
+                pltpu.VMEM((buffers, rows, tile), dtype),
+                pltpu.VMEM((buffers, rows, F), dtype),
+                pltpu.VMEM((tile, F), jnp.float32),
+                pltpu.VMEM((2, tile, F), out_dtype),
+                pltpu.SemaphoreType.DMA((2, buffers)),
                 pltpu.SemaphoreType.DMA((2,)),
             ],
         ),
@@ -396,89 +802,134 @@ def _outer(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array) -> jax.Ar
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * R * D * F,
-            bytes_accessed=(x_RD.size + y_RF.size) * dtype.itemsize + 4 * E * D * F,
+            bytes_accessed=(x_RD.size + y_RF.size) * dtype.itemsize
+            + E * D * F * out_bytes,
             transcendentals=0,
         ),
         name="grouped_outer",
-    )(*fields, x_RD, y_RF)
+    )(plan, x_RD, y_RF)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Outer:
-    """The kernel of an outer product: all groups, one tile of x's columns."""
+    """The kernel of an outer product: all groups, one tile of x's columns.
+
+    It runs through the tiles of all cores, as it splits columns and not rows.
+    """
 
     plan: TilePlan
-    """References into scalar memory; every group has a tile."""
+    """References into scalar memory."""
     x_RD: jax.Ref
     y_RF: jax.Ref
     out_EDF: jax.Ref
-    # In VMEM: two tiles of rows of each, and the sums of two groups.
+    # In VMEM: tiles of rows of each, a group's sums, and two groups' results.
     x_tiles: jax.Ref
     y_tiles: jax.Ref
     sums: jax.Ref
+    out_tiles: jax.Ref
     read_done: jax.Ref
     write_done: jax.Ref
 
+    step: int
+    """Rows that a last tile is rounded up to: fewer cost as much."""
+
     def run(self) -> None:
-        num_groups = self.out_EDF.shape[0]
-        self.start_reads(0)
-        num_tiles = self.plan.num_tiles[0]
-        jax.lax.fori_loop(0, num_tiles, lambda j, _: self.run_tile(j), None)
-        for group in range(max(0, num_groups - 2), num_groups):
-            self.write(group).wait()
-
-    def run_tile(self, j: jax.Array) -> None:
-        """Adds tile j to its group's sum, and writes the sum after the last tile."""
-        group, end = self.plan.group_J[j], self.plan.end_J[j]
-        before, after = self.plan.group_J[jnp.maximum(j - 1, 0)], j + 1
-        has_next = after < self.plan.num_tiles[0]
-
-        @pl.when(has_next)
+        @pl.when(self.num_tiles > 0)
         def _():
-            self.start_reads(after)
+            for n in range(self.x_tiles.shape[0] - 1):
+                self.start_reads_if_any(n)
+            last = jax.lax.fori_loop(0, self.num_tiles, self.run_tile, -1)
 
-        @pl.when((j == 0) | (group != before))
-        def _():
-            @pl.when(group >= 2)
+            @pl.when(last > 0)
             def _():
-                self.write(group - 2).wait()
+                self.write(last - 1, 0).wait()
 
-            self.sums[_slot(group)] = jnp.zeros_like(self.sums[0])
+            self.write(last, 0).wait()
 
-        @pl.when(end > 0)
+        self.write_empty_groups()
+
+    def run_tile(self, n: jax.Array, order: jax.Array) -> jax.Array:
+        """Adds tile n to its group's sum, and writes that after the last tile.
+
+        Takes and returns which of the groups with rows is being summed.
+        """
+        group = self.field("group_J", n)
+        before = self.field("group_J", jnp.maximum(n - 1, 0))
+        after = self.field("group_J", jnp.minimum(n + 1, self.num_tiles - 1))
+        is_first = (n == 0) | (group != before)
+        is_last = (n == self.num_tiles - 1) | (group != after)
+        order = jnp.where(is_first, order + 1, order)
+        self.start_reads_if_any(n + self.x_tiles.shape[0] - 1)
+        for copy in self.reads(n):
+            copy.wait()
+        tile = self.x_tiles.shape[1]
+
+        @pl.when(~is_last)
         def _():
-            for copy in self.reads(j):
-                copy.wait()
-            _by_bucket(end, functools.partial(self.add, j))
+            self.sums[...] = self.add(n, is_first, tile)
 
-        next_group = self.plan.group_J[jnp.where(has_next, after, j)]
-
-        @pl.when(~has_next | (group != next_group))
+        @pl.when(is_last)
         def _():
-            self.write(group).start()
+            @pl.when(order >= 2)
+            def _():
+                self.write(order, group).wait()
 
-    def add(self, j: jax.Array, rows: int) -> None:
-        """Adds the products of the first `rows` rows of tile j."""
+            end = self.field("end_J", n)
+            for rows in range(self.step, tile + 1, self.step):
+
+                @pl.when((end > rows - self.step) & (end <= rows))
+                def _(rows=rows):
+                    total = self.add(n, is_first, rows)
+                    self.out_tiles[_slot(order)] = total.astype(self.out_tiles.dtype)
+
+            self.write(order, group).start()
+
+        return order
+
+    def add(self, n: jax.Array, is_first: jax.Array, rows: int) -> jax.Array:
+        """Returns the group's sum with the first `rows` rows of tile n; f32."""
         row = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
-        is_owned = (row >= self.plan.begin_J[j]) & (row < self.plan.end_J[j])
+        is_owned = (row >= self.field("begin_J", n)) & (row < self.field("end_J", n))
+        slot = self.slot(n)
         # Both are masked, as 0 * NaN is NaN.
         x, y = (
-            jnp.where(is_owned, tiles[_slot(j), :rows], 0)
+            jnp.where(is_owned, tiles[slot, :rows], 0)
             for tiles in (self.x_tiles, self.y_tiles)
         )
-        self.sums[_slot(self.plan.group_J[j])] += jax.lax.dot_general(
+        product = jax.lax.dot_general(
             x, y, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
         )
+        return product + jnp.where(is_first, 0.0, self.sums[...])
 
-    def start_reads(self, j) -> None:
-        @pl.when(self.plan.end_J[j] > 0)
+    def write_empty_groups(self) -> None:
+        """Writes the zeros of groups without rows, all from one buffer."""
+        num_empty = self.plan.num_empty[0]
+
+        @pl.when(num_empty > 0)
         def _():
-            for copy in self.reads(j):
+            self.out_tiles[0] = jnp.zeros_like(self.out_tiles[0])
+
+        def start(i, _):
+            self.write(0, self.plan.empty_E[i]).start()
+
+        def wait(i, _):
+            self.write(0, self.plan.empty_E[i]).wait()
+
+        jax.lax.fori_loop(0, num_empty, start, None)
+        jax.lax.fori_loop(0, num_empty, wait, None)
+
+    def start_reads_if_any(self, n) -> None:
+        @pl.when(n < self.num_tiles)
+        def _():
+            for copy in self.reads(n):
                 copy.start()
 
-    def reads(self, j):
-        slot, rows = _slot(j), _round_up(self.plan.end_J[j], ROW_ALIGN)
-        at, into = _rows(self.plan.row_J[j], rows), _rows(0, rows)
+    def slot(self, n):
+        return n & (self.x_tiles.shape[0] - 1)
+
+    def reads(self, n):
+        slot, rows = self.slot(n), _round_up(self.field("end_J", n), ROW_ALIGN)
+        at, into = _rows(self.field("row_J", n), rows), _rows(0, rows)
         return tuple(
             pltpu.make_async_copy(source, tiles.at[slot, into], done.at[slot])
             for source, tiles, done in (
@@ -487,12 +938,30 @@ class _Outer:
             )
         )
 
-    def write(self, group):
+    def write(self, order, group):
+        """Copies a result to its group; any group does to wait, as all are as large."""
         return pltpu.make_async_copy(
-            self.sums.at[_slot(group)],
+            self.out_tiles.at[_slot(order)],
             self.out_EDF.at[group, self.columns],
-            self.write_done.at[_slot(group)],
+            self.write_done.at[_slot(order)],
         )
+
+    @property
+    def num_tiles(self):
+        num_cores = self.plan.num_tiles.shape[0]
+        return sum(self.plan.num_tiles[core] for core in range(num_cores))
+
+    def field(self, name: str, n):
+        """Reads a field of tile n, counted through all cores."""
+        values = getattr(self.plan, name)
+        num_cores, index = self.plan.num_tiles.shape[0], n
+        for core in range(num_cores - 1):
+            before = self.plan.num_tiles[core]
+            # Later cores' tiles start after room for as many as a core may have.
+            room = values.shape[0] // num_cores - before
+            index = jnp.where(n >= before, index + room, index)
+            n = n - before
+        return values[index]
 
     @property
     def columns(self):
@@ -502,35 +971,27 @@ class _Outer:
         )
 
 
-def _kernel(kernel: type, *refs: Any, **settings: int) -> None:
-    """Runs a kernel whose first references are the plan's fields."""
-    num_fields = len(dataclasses.fields(TilePlan))
-    kernel(TilePlan(*refs[:num_fields]), *refs[num_fields:], **settings).run()
-
-
 def _slot(number):
     """Returns which of two buffers the item of a number uses."""
-    return jax.lax.rem(number, 2)
-
-
-def _by_bucket(end, run):
-    """Calls `run(rows)` for the smallest number of rows that holds a tile's own."""
-    sizes = range(BUCKET_ROWS, TILE_ROWS + 1, BUCKET_ROWS)
-    branches = [functools.partial(run, size) for size in sizes]
-    jax.lax.switch((end - 1) // BUCKET_ROWS, branches)
+    return number & 1
 
 
 def _rows(first, count):
     """A slice of rows whose start and size are multiples of `ROW_ALIGN`."""
-    return pl.ds(pl.multiple_of(first, ROW_ALIGN), pl.multiple_of(count, ROW_ALIGN))
+    first, count = (
+        edge if isinstance(edge, int) else pl.multiple_of(edge, ROW_ALIGN)
+        for edge in (first, count)
+    )
+    return pl.ds(first, count)
 
 
 def _round_up(x, multiple: int):
-    return (x + multiple - 1) // multiple * multiple
+    return _round_down(x + multiple - 1, multiple)
 
 
 def _round_down(x, multiple: int):
-    return x // multiple * multiple
+    """Rounds to a multiple of a power of two; also what is below 0."""
+    return x & -multiple
 
 
 def _target() -> hardware.Tpu:
@@ -560,8 +1021,13 @@ def _like(shape, dtype, x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)
 
 
+def _multiply_plain(x_RD, w_EDF, plan: TilePlan, *, contracted: int) -> jax.Array:
+    (out_RF,), _ = multiply(x_RD, w_EDF, plan, contracted=contracted)
+    return out_RF
+
+
 grouped_matmul, grouped_matmul_transposed, grouped_outer = with_gradients(
-    functools.partial(_multiply, contracted=0),
-    functools.partial(_multiply, contracted=1),
+    functools.partial(_multiply_plain, contracted=0),
+    functools.partial(_multiply_plain, contracted=1),
     _outer,
 )

@@ -44,10 +44,11 @@ def unsupported(a: jax.Array, b: jax.Array) -> str | None:
     return None
 
 
-def _outer(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
+def _outer(
+    x_RD: jax.Array, y_RF: jax.Array, tiles: "TilePlan", dtype: jax.typing.DTypeLike
+) -> jax.Array:
     """Returns out[e, d, f] = sum over the rows r of e of x[r, d] y[r, f]."""
-    E, (R, D), F = group_sizes_E.shape[0], x_RD.shape, y_RF.shape[1]
-    tiles = plan_tiles(group_sizes_E, num_rows=R)
+    E, (R, D), F = tiles.num_groups, x_RD.shape, y_RF.shape[1]
     branches = [functools.partial(_outer_tile, num_rows=n) for n in tile_rows(R)]
 
     def add_tile(j: jax.Array, out_EDF: jax.Array) -> jax.Array:
@@ -57,7 +58,8 @@ def _outer(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array) -> jax.Ar
         return jax.lax.dynamic_update_index_in_dim(out_EDF, sum_DF, tile.group, axis=0)
 
     zeros_EDF = _zeros_like((E, D, F), jnp.float32, x_RD)
-    return jax.lax.fori_loop(0, tiles.num_tiles, add_tile, zeros_EDF)
+    sums_EDF = jax.lax.fori_loop(0, tiles.num_tiles, add_tile, zeros_EDF)
+    return sums_EDF.astype(dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -80,6 +82,7 @@ class TilePlan:
 
     tiles_J: Tile
     num_tiles: jax.Array
+    num_groups: int = dataclasses.field(metadata={"static": True})
 
     def at(self, j: jax.Array) -> Tile:
         """Returns tile j."""
@@ -91,33 +94,36 @@ def tile_rows(num_rows: int) -> tuple[int, ...]:
     return tuple(size for size in TILE_ROWS if size <= num_rows) or (num_rows,)
 
 
-def plan_tiles(group_sizes_E: jax.Array, *, num_rows: int) -> TilePlan:
-    """Cuts each group's rows into tiles, as the module describes."""
-    E, sizes = group_sizes_E.shape[0], tile_rows(num_rows)
+def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePlan:
+    """Cuts each group's rows into tiles, as the module describes.
+
+    Args:
+      begin_E: i32[E], first row of each group.
+      end_E: i32[E], the row after its last.
+      num_rows: R.
+    """
+    E, sizes = begin_E.shape[0], tile_rows(num_rows)
     largest = max(sizes[-1], 1)
-    group_sizes_E = group_sizes_E.astype(jnp.int32)
-    num_tiles_E = -(-group_sizes_E // largest)
+    num_tiles_E = -(-(end_E - begin_E) // largest)
     end_tile_E = jnp.cumsum(num_tiles_E)
     # Each group rounds up once, so there are never more than this.
     tile_J = jnp.arange(num_rows // largest + E)
     group_J = jnp.sum(tile_J[:, None] >= end_tile_E[None], axis=1)
     group_J = jnp.minimum(group_J, E - 1)
-    # Rows of the group before this tile.
-    skipped_J = (tile_J - (end_tile_E - num_tiles_E)[group_J]) * largest
-    first_row_J = (jnp.cumsum(group_sizes_E) - group_sizes_E)[group_J] + skipped_J
-    num_owned_J = jnp.minimum(group_sizes_E[group_J] - skipped_J, largest)
+    # Tiles of the group before this one.
+    number_J = tile_J - (end_tile_E - num_tiles_E)[group_J]
+    first_row_J = begin_E[group_J] + number_J * largest
+    num_owned_J = jnp.minimum(end_E[group_J] - first_row_J, largest)
     branch_J = jnp.sum(num_owned_J[:, None] > jnp.array(sizes[:-1])[None], axis=1)
-    return TilePlan(
-        Tile(group_J, first_row_J, num_owned_J, branch_J), num_tiles=end_tile_E[-1]
-    )
+    tiles_J = Tile(group_J, first_row_J, num_owned_J, branch_J)
+    return TilePlan(tiles_J, num_tiles=end_tile_E[-1], num_groups=E)
 
 
 def _multiply(
-    x_RD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, contracted: int
+    x_RD: jax.Array, w_EDF: jax.Array, tiles: TilePlan, *, contracted: int
 ) -> jax.Array:
     """Multiplies rows by matrices, over dimension `contracted` (0 or 1) of a matrix."""
     R = x_RD.shape[0]
-    tiles = plan_tiles(group_sizes_E, num_rows=R)
     branches = [
         functools.partial(_multiply_tile(contracted), num_rows=n) for n in tile_rows(R)
     ]

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routed feed-forward layer: route, dispatch, expert SwiGLU, combine.
 
-Dropless: every routed row is computed. Rows are sorted by expert and multiplied by one
-grouped matmul a projection. With an expert mesh axis, each device gathers the tokens of
-its group, computes the rows of its own experts, and the sums are scattered back.
+Dropless: every routed row is computed. Rows are sorted by expert, and each goes through
+the SwiGLU of its expert and is multiplied by its routing weight (`expert_mlp`). With an
+expert mesh axis, each device gathers the tokens of its group, computes the rows of its
+own experts, which it sorts first, and the sums are scattered back.
+
+Nothing scatters into an array of rows, forward or backward: a scatter-add would
+serialise. What moves rows is a gather, and so is its gradient.
 """
 
 import dataclasses
@@ -13,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.grouped_matmul import grouped_matmul
+from pallas_kernels.expert_mlp import expert_mlp
 from ring_jax import sharding
 from ring_jax.config import ModelConfig, MoeConfig
-from ring_jax.model.layers import GatedMlp, normal, swiglu, uniform
+from ring_jax.model.layers import GatedMlp, normal, uniform
 from ring_jax.model.router import (
     RouterStats,
     RoutingNoise,
@@ -88,7 +92,7 @@ def _experts_on_device(
     """Runs the experts that live on this device for the tokens of its expert group."""
     gate_up_ED2F = sharding.gather_block(gate_up_ED2F, "ED2F", keep="E")
     down_EFD = sharding.gather_block(down_EFD, "EFD", keep="E")
-    E, D, _, F = gate_up_ED2F.shape
+    E = gate_up_ED2F.shape[0]
     has_all_experts = config.num_experts == E
     if not has_all_experts:
         gather = functools.partial(
@@ -102,13 +106,20 @@ def _experts_on_device(
     with jax.named_scope("dispatch"):
         plan = _plan_dispatch(expert_ids_MA, num_experts=E)
         x_RD = _dispatch(x_MD, plan)
-    matmul = functools.partial(grouped_matmul, implementation=_implementation(config))
+        row_weights_R = _sort(weights_MA.reshape(-1), plan)
     with jax.named_scope("experts"):
-        gate_up_RF = matmul(x_RD, gate_up_ED2F.reshape(E, D, 2 * F), plan.group_sizes_E)
-        hidden_RF = swiglu(gate_up_RF.reshape(-1, 2, F))
-        y_RD = matmul(hidden_RF, down_EFD, plan.group_sizes_E)
+        # Gate and up are always saved: rematerialised layers (`config.train.remat`)
+        # compute them once in the backward pass, and others keep everything.
+        y_RD = expert_mlp(
+            x_RD,
+            gate_up_ED2F,
+            down_EFD,
+            row_weights_R,
+            plan.group_sizes_E,
+            implementation=_implementation(config),
+        )
     with jax.named_scope("combine"):
-        out_MD = _combine(y_RD, weights_MA, plan)
+        out_MD = _combine(y_RD, plan, x_MD.shape[0])
     if not has_all_experts:
         out_MD = jax.lax.psum_scatter(
             out_MD, EXPERT_AXIS, scatter_dimension=0, tiled=True
@@ -145,11 +156,7 @@ def _plan_dispatch(expert_ids_MA: jax.Array, *, num_experts: int) -> _Plan:
 
 @jax.custom_vjp
 def _dispatch(x_MD: jax.Array, plan: _Plan) -> jax.Array:
-    """Copies each token's row to the sorted rows of its experts; [R, D].
-
-    The gradient gathers too (each token sums its A rows): a scatter-add would
-    serialise.
-    """
+    """Copies each token's row to the sorted rows of its experts; [R, D]."""
     num_slots = plan.order_R.size // x_MD.shape[0]
     return x_MD[plan.order_R // num_slots]
 
@@ -160,33 +167,48 @@ def _dispatch_forward(x_MD: jax.Array, plan: _Plan) -> tuple[jax.Array, tuple]:
 
 def _dispatch_backward(residuals: tuple, grad_RD: jax.Array) -> tuple:
     plan, empty_M0 = residuals
-    M, D = empty_M0.shape[0], grad_RD.shape[1]
-    grad_MAD = grad_RD[plan.inverse_R].reshape(M, -1, D)
-    return jnp.sum(grad_MAD.astype(jnp.float32), axis=1).astype(grad_RD.dtype), None
+    return _sum_slots(grad_RD, plan, empty_M0.shape[0]).astype(grad_RD.dtype), None
 
 
 _dispatch.defvjp(_dispatch_forward, _dispatch_backward)
 
 
-def _combine(y_RD: jax.Array, weights_MA: jax.Array, plan: _Plan) -> jax.Array:
-    """Returns sum_a weight[m, a] * y[row of (m, a)] in float32; [M, D]."""
-    M, A = weights_MA.shape
-    y_MAD = _unsort(y_RD, plan).reshape(M, A, -1).astype(jnp.float32)
-    return jnp.einsum("MAD,MA->MD", y_MAD, weights_MA)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _combine(y_RD: jax.Array, plan: _Plan, num_tokens: int) -> jax.Array:
+    """Sums each token's A rows in float32; [M, D]. The transpose of `_dispatch`."""
+    return _sum_slots(y_RD, plan, num_tokens)
+
+
+def _combine_forward(y_RD, plan, num_tokens) -> tuple[jax.Array, tuple]:
+    return _combine(y_RD, plan, num_tokens), (plan, y_RD[:0])
+
+
+def _combine_backward(num_tokens, residuals, grad_MD) -> tuple:
+    del num_tokens
+    plan, empty_0D = residuals
+    return _dispatch(grad_MD.astype(empty_0D.dtype), plan), None
+
+
+_combine.defvjp(_combine_forward, _combine_backward)
+
+
+def _sum_slots(y_RD: jax.Array, plan: _Plan, num_tokens: int) -> jax.Array:
+    y_MAD = y_RD[plan.inverse_R].reshape(num_tokens, -1, y_RD.shape[1])
+    return jnp.sum(y_MAD.astype(jnp.float32), axis=1)
 
 
 @jax.custom_vjp
-def _unsort(y_RD: jax.Array, plan: _Plan) -> jax.Array:
-    """Puts sorted rows back into (token, slot) order; a permutation both ways."""
-    return y_RD[plan.inverse_R]
+def _sort(values_R: jax.Array, plan: _Plan) -> jax.Array:
+    """Puts one value a pair into the order of the sorted rows."""
+    return values_R[plan.order_R]
 
 
-def _unsort_forward(y_RD: jax.Array, plan: _Plan) -> tuple[jax.Array, _Plan]:
-    return _unsort(y_RD, plan), plan
+def _sort_forward(values_R: jax.Array, plan: _Plan) -> tuple[jax.Array, _Plan]:
+    return _sort(values_R, plan), plan
 
 
-def _unsort_backward(plan: _Plan, grad_RD: jax.Array) -> tuple:
-    return grad_RD[plan.order_R], None
+def _sort_backward(plan: _Plan, grad_R: jax.Array) -> tuple:
+    return grad_R[plan.inverse_R], None
 
 
-_unsort.defvjp(_unsort_forward, _unsort_backward)
+_sort.defvjp(_sort_forward, _sort_backward)

@@ -75,13 +75,34 @@ def select_experts(
       config: the layer's settings.
     """
     probabilities_ME = jax.nn.softmax(logits_ME, axis=-1)
-    weights_MA, ids_MA = jax.lax.top_k(probabilities_ME, config.num_experts_per_token)
+    weights_MA, ids_MA = _top_k(probabilities_ME, config.num_experts_per_token)
     if config.renormalize_weights and config.num_experts_per_token > 1:
         weights_MA /= jnp.sum(weights_MA, axis=-1, keepdims=True)
     return Selection(
         jnp.where(is_token_M[:, None], ids_MA, config.num_experts),
         jnp.where(is_token_M[:, None], weights_MA, 0.0),
     )
+
+
+def _top_k(values_ME: jax.Array, num_chosen: int) -> tuple[jax.Array, jax.Array]:
+    """Returns each row's largest values and where they are, the first of equals first.
+
+    A few passes over E: `jax.lax.top_k` sorts on a TPU, and its gradient is a scatter,
+    where a sum over the chosen one has a select for a gradient.
+    """
+    E = values_ME.shape[1]
+    expert_ME = jax.lax.broadcasted_iota(jnp.int32, values_ME.shape, 1)
+    left_ME = jax.lax.stop_gradient(values_ME)
+    chosen, ids = [], []
+    for _ in range(num_chosen):
+        # Two plain reductions, which a CPU runs several at a time; argmax is not.
+        is_best_ME = left_ME == jnp.max(left_ME, axis=1, keepdims=True)
+        id_M = jnp.min(jnp.where(is_best_ME, expert_ME, E), axis=1)
+        is_chosen_ME = expert_ME == id_M[:, None]
+        chosen.append(jnp.sum(jnp.where(is_chosen_ME, values_ME, 0.0), axis=1))
+        ids.append(id_M)
+        left_ME = jnp.where(is_chosen_ME, -jnp.inf, left_ME)
+    return jnp.stack(chosen, axis=1), jnp.stack(ids, axis=1)
 
 
 def router_stats(

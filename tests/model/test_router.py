@@ -43,6 +43,13 @@ def test_weights_are_the_best_probabilities_renormalised(logits_ME):
         np.testing.assert_allclose(selection.weights_MA[m], want, rtol=1e-6)
 
 
+def test_equal_probabilities_go_to_the_first_experts_as_in_top_k():
+    tied_ME = jnp.array([[1.0, 3.0, 3.0, 1.0, 1.0]] * M)
+    selection = select_experts(tied_ME, IS_TOKEN_M, config=config(4))
+    want_MA = jax.lax.top_k(tied_ME, 4)[1]
+    np.testing.assert_array_equal(selection.expert_ids_MA[:10], want_MA[:10])
+
+
 def test_without_renormalisation_weights_are_plain_probabilities(logits_ME):
     selection = select_experts(
         logits_ME, IS_TOKEN_M, config=config(2, renormalize=False)

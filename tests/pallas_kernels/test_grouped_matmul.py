@@ -18,6 +18,7 @@ from pallas_kernels.grouped_matmul import (
     grouped_matmul,
     grouped_matmul_transposed,
     grouped_outer,
+    plan_rows,
     unsupported,
     xla,
 )
@@ -309,7 +310,7 @@ def test_each_device_multiplies_its_own_rows_under_shard_map(
 
 @pytest.mark.parametrize("group_sizes", GROUP_SIZES.values(), ids=GROUP_SIZES)
 def test_each_owned_row_lies_in_one_tile_of_its_group(group_sizes):
-    plan = xla.plan_tiles(jnp.array(group_sizes), num_rows=R)
+    plan = plan_rows(jnp.array(group_sizes), num_rows=R, implementation="xla").tiles
     sizes = xla.tile_rows(R)
     owner_R = np.full(R, -1)
     for j in range(int(plan.num_tiles)):
@@ -328,7 +329,7 @@ def test_work_grows_with_the_routed_rows_and_not_with_the_groups(num_groups):
     num_rows = 12288
     rng = np.random.default_rng(num_groups)
     routed = rng.multinomial(num_rows // 2, np.ones(num_groups) / num_groups)
-    plan = xla.plan_tiles(jnp.array(routed), num_rows=num_rows)
+    plan = plan_rows(jnp.array(routed), num_rows=num_rows, implementation="xla").tiles
     branch_J = plan.tiles_J.branch[: int(plan.num_tiles)]
     computed = np.array(xla.tile_rows(num_rows))[branch_J].sum()
     # A group rounds up by less than one step of the tile sizes, which is at most 32.
@@ -337,7 +338,8 @@ def test_work_grows_with_the_routed_rows_and_not_with_the_groups(num_groups):
 
 def test_the_loop_runs_once_a_tile():
     x_RD, w_EDF, _, _ = operands((0,) * 4)
-    text = jax.jit(xla.grouped_matmul).lower(x_RD, w_EDF, jnp.arange(4)).as_text()
+    matmul = jax.jit(functools.partial(grouped_matmul, implementation="xla"))
+    text = matmul.lower(x_RD, w_EDF, jnp.arange(4)).as_text()
     # One loop whose end is data; inside it, one matrix product a tile size.
     assert text.count("stablehlo.while") == 1
     assert text.count("stablehlo.dot_general") == len(xla.tile_rows(R))
