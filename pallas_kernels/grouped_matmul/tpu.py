@@ -384,7 +384,10 @@ class _Stream:
                 self.tiles.at[self.slot(j), _rows(0, count), here],
             )
             for there, here in _columns(
-                self.hbm.shape[1], self.tiles.shape[2], self.slices
+                self.hbm.shape[1],
+                self.tiles.shape[2],
+                slices=self.slices,
+                program=pl.program_id(1),
             )
         ]
 
@@ -404,15 +407,17 @@ def _streams(refs, buffers, slices) -> list[_Stream]:
     ]
 
 
-def _columns(width: int, tile: int, slices: int) -> list[tuple[pl.Slice, pl.Slice]]:
-    """Returns where this program's columns are in HBM, and in a buffer of them."""
+def _columns(
+    width: int, tile: int, *, slices: int, program: jax.Array
+) -> list[tuple[pl.Slice, pl.Slice]]:
+    """Returns where a program's columns are in HBM, and in a buffer of them."""
     if width == tile:
         return [(pl.ds(0, width), pl.ds(0, width))]
     part, step = tile // slices, width // slices
     aligned = math.gcd(part, step, LANES)
     return [
         (
-            pl.ds(pl.multiple_of(s * step + pl.program_id(1) * part, aligned), part),
+            pl.ds(pl.multiple_of(s * step + program * part, aligned), part),
             pl.ds(s * part, part),
         )
         for s in range(slices)
@@ -674,7 +679,8 @@ class _Multiply:
         pieces = _columns(
             matrix.shape[dimension],
             tile.shape[dimension],
-            self.product.epilogue.product_slices,
+            slices=self.product.epilogue.product_slices,
+            program=pl.program_id(1),
         )
         return [
             pltpu.make_async_copy(
@@ -772,26 +778,26 @@ def _outer(
 
     out_bytes = jnp.dtype(out_dtype).itemsize
 
-    def vmem(tile: int) -> int:
-        sums = tile * F * (4 + 2 * out_bytes)
-        return sums + ROW_PARTS * PART_ROWS * (tile + F) * dtype.itemsize
+    def vmem(tile_D: int, tile_F: int) -> int:
+        sums = tile_D * tile_F * (4 + 2 * out_bytes)
+        return sums + ROW_PARTS * PART_ROWS * (tile_D + tile_F) * dtype.itemsize
 
     rows = tile_rows(tpu)
     buffers = ROW_PARTS * PART_ROWS // rows
-    tile = _width_tile("grouped_outer", D, vmem, tpu, at_least=tpu.num_cores)
+    tile_D, tile_F = _outer_tile(D, F, vmem, tpu)
     return pl.pallas_call(
-        lambda *refs: _Outer(*refs, step=PART_ROWS * rows // (2 * PART_ROWS)).run(),
+        lambda *refs: _Outer(*refs, step=rows // 2).run(),
         out_shape=_like((E, D, F), out_dtype, x_RD),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(D // tile,),
+            grid=(D // tile_D * F // tile_F,),
             in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * 2,
             out_specs=pl.BlockSpec(memory_space=pl.ANY),
             scratch_shapes=[
-                pltpu.VMEM((buffers, rows, tile), dtype),
-                pltpu.VMEM((buffers, rows, F), dtype),
-                pltpu.VMEM((tile, F), jnp.float32),
-                pltpu.VMEM((2, tile, F), out_dtype),
+                pltpu.VMEM((buffers, rows, tile_D), dtype),
+                pltpu.VMEM((buffers, rows, tile_F), dtype),
+                pltpu.VMEM((tile_D, tile_F), jnp.float32),
+                pltpu.VMEM((2, tile_D, tile_F), out_dtype),
                 pltpu.SemaphoreType.DMA((2, buffers)),
                 pltpu.SemaphoreType.DMA((2,)),
             ],
@@ -812,7 +818,7 @@ def _outer(
 
 @dataclasses.dataclass(frozen=True)
 class _Outer:
-    """The kernel of an outer product: all groups, one tile of x's columns.
+    """The kernel of an outer product: all groups, one tile of x's or y's columns.
 
     It runs through the tiles of all cores, as it splits columns and not rows.
     """
@@ -930,11 +936,12 @@ class _Outer:
     def reads(self, n):
         slot, rows = self.slot(n), _round_up(self.field("end_J", n), ROW_ALIGN)
         at, into = _rows(self.field("row_J", n), rows), _rows(0, rows)
+        columns_D, columns_F = self.columns
         return tuple(
             pltpu.make_async_copy(source, tiles.at[slot, into], done.at[slot])
             for source, tiles, done in (
-                (self.x_RD.at[at, self.columns], self.x_tiles, self.read_done.at[0]),
-                (self.y_RF.at[at], self.y_tiles, self.read_done.at[1]),
+                (self.x_RD.at[at, columns_D], self.x_tiles, self.read_done.at[0]),
+                (self.y_RF.at[at, columns_F], self.y_tiles, self.read_done.at[1]),
             )
         )
 
@@ -942,7 +949,7 @@ class _Outer:
         """Copies a result to its group; any group does to wait, as all are as large."""
         return pltpu.make_async_copy(
             self.out_tiles.at[_slot(order)],
-            self.out_EDF.at[group, self.columns],
+            self.out_EDF.at[group, *self.columns],
             self.write_done.at[_slot(order)],
         )
 
@@ -964,11 +971,14 @@ class _Outer:
         return values[index]
 
     @property
-    def columns(self):
-        tile = self.x_tiles.shape[2]
-        return pl.ds(
-            pl.multiple_of(pl.program_id(0) * tile, math.gcd(tile, LANES)), tile
-        )
+    def columns(self) -> tuple[pl.Slice, pl.Slice]:
+        """Which columns of x and of y this program multiplies."""
+        of_both = []
+        for rows, tiles in ((self.x_RD, self.x_tiles), (self.y_RF, self.y_tiles)):
+            width, tile = rows.shape[1], tiles.shape[2]
+            ((own, _),) = _columns(width, tile, slices=1, program=pl.program_id(0))
+            of_both.append(own)
+        return tuple(of_both)
 
 
 def _slot(number):
@@ -1000,19 +1010,47 @@ def _target() -> hardware.Tpu:
     return tpu
 
 
-def _width_tile(operation, width, vmem, tpu, *, at_least: int = 1) -> int:
+def _outer_tile(
+    D: int, F: int, vmem: Callable[[int, int], int], tpu: hardware.Tpu
+) -> tuple[int, int]:
+    """Returns the largest part of a [D, F] matrix that fits, for each core its own.
+
+    It is all of one dimension, and a part of the other.
+    """
+    budget = int(VMEM_SHARE * tpu.vmem_bytes)
+    for count in range(tpu.num_cores, max(D, F) // LANES + 1):
+        for tile in ((D // count, F), (D, F // count)):
+            is_whole = tile[0] * tile[1] * count == D * F
+            is_aligned = (tile[0] == D or tile[0] % LANES == 0) and (
+                tile[1] == F or tile[1] % LANES == 0
+            )
+            if is_whole and is_aligned and vmem(*tile) <= budget:
+                return tile
+    if vmem(D, F) <= budget:
+        return D, F
+    raise NotImplementedError(_too_wide("grouped_outer", max(D, F), vmem(D, F), tpu))
+
+
+def _width_tile(
+    operation: str, width: int, vmem: Callable[[int], int], tpu: hardware.Tpu
+) -> int:
     """Returns the widest tile that divides `width` and whose buffers fit into VMEM."""
     budget = int(VMEM_SHARE * tpu.vmem_bytes)
-    for count in range(at_least, width // LANES + 1):
+    for count in range(1, width // LANES + 1):
         tile = width // count
         if width % count == 0 and tile % LANES == 0 and vmem(tile) <= budget:
             return tile
     if vmem(width) <= budget:
         return width
-    raise NotImplementedError(
-        f"{operation}: rows of {width} and their buffers take {vmem(width):,} bytes of "
-        f"VMEM, {tpu.name} has {budget:,} for them, and {width} has no tile that is a "
-        f"multiple of {LANES}; pad the width to one."
+    raise NotImplementedError(_too_wide(operation, width, vmem(width), tpu))
+
+
+def _too_wide(operation: str, width: int, num_bytes: int, tpu: hardware.Tpu) -> str:
+    return (
+        f"{operation}: rows of {width} and their buffers take {num_bytes:,} bytes of "
+        f"VMEM, {tpu.name} has {int(VMEM_SHARE * tpu.vmem_bytes):,} for them, and "
+        f"{width} has no tile that is a multiple of {LANES} and fits; pad the width to "
+        "one."
     )
 
 
