@@ -39,17 +39,68 @@ class Tpu:
     """TensorCores that one jax device has."""
     vmem_bytes: int
     """Of one core."""
+    clock_hz: float
+    hbm_bytes_per_second: float
+    """Of one jax device."""
+    num_matrix_units: int
+    """Of one core."""
+    matrix_unit_width: int
+    cycles_per_matmul: int
+    """In which a matrix unit multiplies 16 bfloat16 rows by its matrix."""
+
+    @property
+    def flops_per_second(self) -> float:
+        """The dense bfloat16 peak of one jax device."""
+        units = self.num_cores * self.num_matrix_units
+        flops_per_row = 2 * self.matrix_unit_width**2
+        return units * flops_per_row * 16 / self.cycles_per_matmul * self.clock_hz
 
 
 MIB = 2**20
+_V5E = Tpu(
+    "TPU v5 lite",
+    num_cores=1,
+    vmem_bytes=128 * MIB,
+    clock_hz=1.503e9,
+    hbm_bytes_per_second=819e9,
+    num_matrix_units=4,
+    matrix_unit_width=128,
+    cycles_per_matmul=16,
+)
+_V5P = dataclasses.replace(
+    _V5E,
+    name="TPU v5p",
+    num_cores=2,
+    vmem_bytes=64 * MIB,
+    clock_hz=1.75e9,
+    hbm_bytes_per_second=2765e9,
+)
+_V6E = Tpu(
+    "TPU v6 lite",
+    num_cores=1,
+    vmem_bytes=128 * MIB,
+    clock_hz=1.75e9,
+    hbm_bytes_per_second=1640e9,
+    num_matrix_units=2,
+    matrix_unit_width=256,
+    cycles_per_matmul=8,
+)
+_V7X = dataclasses.replace(
+    _V6E,
+    name="TPU7x",
+    vmem_bytes=64 * MIB,
+    clock_hz=2.2e9,
+    hbm_bytes_per_second=3690e9,
+)
 TPUS = {
-    "TPU v5 lite": Tpu("TPU v5 lite", num_cores=1, vmem_bytes=128 * MIB),
-    "TPU v5": Tpu("TPU v5", num_cores=2, vmem_bytes=64 * MIB),
-    "TPU v5p": Tpu("TPU v5p", num_cores=2, vmem_bytes=64 * MIB),
-    "TPU v6 lite": Tpu("TPU v6 lite", num_cores=1, vmem_bytes=128 * MIB),
-    "TPU7x": Tpu("TPU7x", num_cores=1, vmem_bytes=64 * MIB),
+    "TPU v5 lite": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU7x": _V7X,
 }
-"""`jax.Device.device_kind` -> the chip."""
+"""`jax.Device.device_kind` -> the chip. The matrix units and their pace are those with
+which clock and published peak agree; a jax device of tpu7x is one core."""
 
 _pretended = contextvars.ContextVar[Tpu | None]("pretended", default=None)
 
