@@ -5,26 +5,29 @@ A bundle is what a TensorCore issues in one cycle. The dump prints one a line:
 
     0x8d   : > { %s240_s12 = sand.u32 1, %s51115_s26  ;;  %s47628_s6 = sshll.u32 ... }
 
-Names are `%<definition>_<register>`, so a value is found by the definition that made it,
-whatever the registers' latencies are. Region comments mark where branches lead.
+Names are `%<definition>_<register>`, so a value is found by the definition that made
+it, whatever the registers' latencies are. Region comments mark where branches lead.
 """
 
-import collections
 import dataclasses
 import functools
+import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?:?[ :>]*\{(.*)$")
 _COMMENT = re.compile(r"/\*.*?\*/")
+_BROKEN_COMMENT = re.compile(r"/\*[^*]*?\*/")
 _INSTRUCTION = re.compile(r"^\s*(?:(%\w+)\s*=\s*)?([a-z]\w*(?:\.[a-z]\w*|\.\d+)*)(.*)$")
 _PREDICATE = re.compile(r"\((!?)(%?p\d+(?:_p\d+)?)\)")
 _ATTRIBUTE = re.compile(r"\[(?:resolvable|thread):[^\]]*\]")
 _REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
 _OPERAND = re.compile(r"/\* operand (\d+) \*/")
+_OPERAND_SHAPE = re.compile(r"\[shape: (\w+)\[([\d,]*)\], index: (\d+), kind: input")
 _MXU = re.compile(r"mxu(\d)")
 _RESULT_BUFFER = re.compile(r"mrb\[(\d+)\]\.mxu(\d)")
+_VECTOR_MEMORY = re.compile(r"= v(st|ld)\b")
+_FILE_NAME = re.compile(r"^\d+-(.*)-\d+-final_bundles\.txt$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Instruction:
     """Name of the predicate register; None: always executed."""
     is_negated: bool
     text: str
+
+    @property
+    def target_region(self) -> int:
+        """The region that a branch leads to."""
+        return int(self.operands[-1].rsplit("$region", 1)[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,24 +70,19 @@ class Program:
     bundles: tuple[Bundle, ...]
     regions: dict[int, int]
     """Region -> index of its first bundle: where branches lead."""
-
-    def last_delay_slot(self, branch: int) -> int:
-        """Returns the last bundle after a branch that is executed in any case.
-
-        Older chips have four such slots; tpu7x has a delay in their place, and the
-        next region begins sooner.
-        """
-        starts, last = set(self.regions.values()), branch
-        while last + 1 < len(self.bundles) and last < branch + 4:
-            if last + 1 in starts:
-                break
-            last += 1
-        return last
+    scalar_sizes: dict[int, int]
+    """Number of an i32 operand in scalar memory -> how many values it has."""
 
     @functools.cached_property
     def num_spills(self) -> int:
         """Vector spills and fills, each counted once however often it runs."""
         return sum(bundle.num_spills for bundle in self.bundles)
+
+
+def is_kernel_dump(path: Path, name: str) -> bool:
+    """Says whether a dump holds the final bundles of the kernel of that name."""
+    match = _FILE_NAME.match(path.name)
+    return match is not None and match.group(1) == name
 
 
 def read_program(path: Path) -> Program:
@@ -88,37 +91,56 @@ def read_program(path: Path) -> Program:
     Raises:
       ValueError: the text holds no bundles: another version of the compiler wrote it.
     """
-    bundles, regions = [], {}
-    for line in _logical_lines(path):
+    match = _FILE_NAME.match(path.name)
+    return parse_program(match.group(1) if match else path.stem, path.read_text())
+
+
+def parse_program(name: str, text: str) -> Program:
+    """Parses the text of final bundles.
+
+    Raises:
+      ValueError: the text holds no bundles.
+    """
+    bundles, regions, scalar_sizes = [], {}, {}
+    for line in _join_comments(text).splitlines():
         match = _BUNDLE.match(line)
         if match is None:
             continue
-        index = len(bundles)
         for region in _REGION.findall(line):
-            regions.setdefault(int(region), index)
+            regions.setdefault(int(region), len(bundles))
+        scalar_sizes |= _scalar_sizes(line)
         bundles.append(_parse_bundle(match.group(1)))
     if not bundles:
-        raise ValueError(f"{path}: no bundles in it; this reads dumps of libtpu 0.0.5x.")
-    name = re.sub(r"^\d+-(.*)-\d+-final_bundles\.txt$", r"\1", path.name)
-    return Program(name, tuple(bundles), regions)
+        raise ValueError(
+            f"{name}: no bundles in the dump; another version of libtpu wrote it than "
+            "0.0.50, whose format this reads."
+        )
+    return Program(name, tuple(bundles), regions, scalar_sizes)
 
 
-def _logical_lines(path: Path) -> list[str]:
+def _join_comments(text: str) -> str:
     """Joins the lines of comments that are broken into several."""
-    text = path.read_text()
-    return re.sub(
-        r"/\*[^*]*?\*/", lambda m: m.group().replace("\n", " "), text
-    ).splitlines()
+    return _BROKEN_COMMENT.sub(lambda match: match.group().replace("\n", " "), text)
+
+
+def _scalar_sizes(line: str) -> dict[int, int]:
+    sizes = {}
+    for part in line.split(";;") if "inlined_call_operand" in line else ():
+        operand, shape = _OPERAND.search(part), _OPERAND_SHAPE.search(part)
+        if operand and shape and shape.group(1) == "s32":
+            lengths = [int(length) for length in shape.group(2).split(",") if length]
+            sizes[int(operand.group(1))] = math.prod(lengths)
+    return sizes
 
 
 def _parse_bundle(body: str) -> Bundle:
     instructions, matmuls, pops, num_spills = [], [], [], 0
     for text in body.split(";;"):
         if "vmatmul" in text:
-            matmuls.append(_unit(text))
+            matmuls.append(_matrix_unit(text))
         elif "vpop.f32.mr" in text:
-            pops.append(_unit(text))
-        elif re.search(r"= v(st|ld)\b", text):
+            pops.append(_matrix_unit(text))
+        elif _VECTOR_MEMORY.search(text):
             num_spills += "_spill]" in text
         elif (instruction := _parse_instruction(text)) is not None:
             instructions.append(instruction)
@@ -127,7 +149,8 @@ def _parse_bundle(body: str) -> Bundle:
     return Bundle(tuple(instructions), tuple(matmuls), tuple(pops), num_spills)
 
 
-def _unit(text: str) -> str:
+def _matrix_unit(text: str) -> str:
+    """Returns "mxu1", or "mxu1.32" on chips that name the place of a result."""
     if buffer := _RESULT_BUFFER.search(text):
         return f"mxu{buffer.group(2)}.{buffer.group(1)}"
     match = _MXU.search(text)
@@ -135,16 +158,13 @@ def _unit(text: str) -> str:
 
 
 def _parse_instruction(text: str) -> Instruction | None:
-    operand = _OPERAND.search(text)
     plain = _ATTRIBUTE.sub("", _COMMENT.sub(" ", text)).split("}")[0]
     match = _INSTRUCTION.match(plain)
     if match is None or not _is_executed(match.group(2)):
         return None
     result, opcode, rest = match.groups()
     if "inlined_call_operand" in opcode:
-        number = operand.group(1) if operand else "-1"
-        kind = "operand.value" if "no memory space" in text else "operand.address"
-        return Instruction(kind, result, (number,), None, False, text)
+        return _parse_operand(result, text)
     # `smov (p), a, b` is a choice; any other predicate skips the instruction.
     is_choice = opcode == "smov" and rest.count(",") == 2
     predicate = None if is_choice else _PREDICATE.search(rest)
@@ -159,24 +179,21 @@ def _parse_instruction(text: str) -> Instruction | None:
         tuple(part.strip() for part in rest.strip().strip(",").split(",")),
         predicate.group(2) if predicate else None,
         bool(predicate and predicate.group(1)),
-        text,
+        text.strip(),
     )
 
 
-_IGNORED = {"shalt", "sfence"}
+def _parse_operand(result: str | None, text: str) -> Instruction:
+    """Makes an operand an instruction: a scalar's value, or an array's address."""
+    operand = _OPERAND.search(text)
+    kind = "operand.value" if "no memory space" in text else "operand.address"
+    number = operand.group(1) if operand else "-1"
+    return Instruction(kind, result, (number,), None, False, text.strip())
 
 
 def _is_executed(opcode: str) -> bool:
+    """Says whether control flow or DMAs can depend on it; vector arithmetic cannot."""
     head = opcode.split(".")[0]
-    if head in _IGNORED:
+    if head in ("shalt", "sfence"):
         return False
     return head == "vsyncadd" or not head.startswith("v")
-
-
-def opcodes(program: Program) -> collections.Counter[str]:
-    """Counts the executed opcodes, each once however often it runs."""
-    return collections.Counter(
-        instruction.opcode
-        for bundle in program.bundles
-        for instruction in bundle.instructions
-    )
