@@ -143,7 +143,8 @@ def _leaders(program: Program) -> frozenset[int]:
     for index, bundle in enumerate(program.bundles):
         for instruction in bundle.instructions:
             if instruction.opcode == "sbr.rel":
-                leaders.add(program.regions[instruction.target_region])
+                # The timeline refuses a region without a start, if it is led there.
+                leaders.add(program.regions.get(instruction.target_region))
             elif instruction.opcode == "dma.done.wait":
                 leaders.add(index)
     return frozenset(leaders)

@@ -22,7 +22,7 @@ _INSTRUCTION = re.compile(r"^\s*(?:(%\w+)\s*=\s*)?([a-z]\w*(?:\.[a-z]\w*|\.\d+)*
 _PREDICATE = re.compile(r"\((!?)(%?p\d+(?:_p\d+)?)\)")
 _ATTRIBUTE = re.compile(r"\[(?:resolvable|thread):[^\]]*\]")
 _REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
-_OPERAND = re.compile(r"/\* operand (\d+) \*/")
+_OPERAND = re.compile(r"/\* operand (\d+)\b")
 _OPERAND_SHAPE = re.compile(r"\[shape: (\w+)\[([\d,]*)\], index: (\d+), kind: input")
 _MXU = re.compile(r"mxu(\d)")
 _RESULT_BUFFER = re.compile(r"mrb\[(\d+)\]\.mxu(\d)")

@@ -181,13 +181,16 @@ def _run_compiler(request: bytes, folder: Path, python: str) -> dict:
         "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
     }
     reply = folder / "reply.pickle"
-    process = subprocess.run(
-        [python, "-m", "pallas_kernels.schedule.compiler_process", str(reply)],
-        input=request,
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [python, "-m", "pallas_kernels.schedule.compiler_process", str(reply)],
+            input=request,
+            capture_output=True,
+            env=environment,
+            check=False,
+        )
+    except OSError as error:
+        raise CompileError(f"compile_kernels: python={python!r}: {error}.") from error
     if process.returncode != 0 or not reply.exists():
         errors = _ERROR.findall(process.stderr.decode(errors="replace"))
         reason = errors[-1] if errors else f"exit status {process.returncode}"

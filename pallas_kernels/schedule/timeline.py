@@ -110,7 +110,7 @@ class _Core:
                 if not self._is_active(instruction):
                     continue
                 if instruction.opcode == "sbr.rel":
-                    branch_to = self._program.regions[instruction.target_region]
+                    branch_to = self._target(instruction)
                 elif instruction.opcode == "dma.done.wait":
                     waited_until = max(waited_until, self._wait(instruction, at))
                 else:
@@ -122,6 +122,15 @@ class _Core:
         self._line.compute_seconds += elapsed
         self._line.num_matmuls += block.num_matmuls
         return branch_to
+
+    def _target(self, instruction: Instruction) -> int:
+        region = instruction.target_region
+        if region not in self._program.regions:
+            raise UnknownValueError(
+                f"{self._program.name}: the dump does not say where region {region} "
+                "starts, and a branch leads there. Other kernels of it can be run."
+            )
+        return self._program.regions[region]
 
     def _is_active(self, instruction: Instruction) -> bool:
         if instruction.predicate is None:
