@@ -22,8 +22,7 @@ _INSTRUCTION = re.compile(r"^\s*(?:(%\w+)\s*=\s*)?([a-z]\w*(?:\.[a-z]\w*|\.\d+)*
 _PREDICATE = re.compile(r"\((!?)(%?p\d+(?:_p\d+)?)\)")
 _ATTRIBUTE = re.compile(r"\[(?:resolvable|thread):[^\]]*\]")
 _REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
-_OPERAND = re.compile(r"/\* operand (\d+)\b")
-_OPERAND_SHAPE = re.compile(r"\[shape: (\w+)\[([\d,]*)\], index: (\d+), kind: input")
+_OPERAND = re.compile(r"\[shape: (\w+)\[([\d,]*)\], index: (\d+), kind: (\w+)")
 _MXU = re.compile(r"mxu(\d)")
 _RESULT_BUFFER = re.compile(r"mrb\[(\d+)\]\.mxu(\d)")
 _VECTOR_MEMORY = re.compile(r"= v(st|ld)\b")
@@ -71,7 +70,7 @@ class Program:
     regions: dict[int, int]
     """Region -> index of its first bundle: where branches lead."""
     scalar_sizes: dict[int, int]
-    """Number of an i32 operand in scalar memory -> how many values it has."""
+    """Number of an i32 operand -> how many values it has."""
 
     @functools.cached_property
     def num_spills(self) -> int:
@@ -125,11 +124,10 @@ def _join_comments(text: str) -> str:
 
 def _scalar_sizes(line: str) -> dict[int, int]:
     sizes = {}
-    for part in line.split(";;") if "inlined_call_operand" in line else ():
-        operand, shape = _OPERAND.search(part), _OPERAND_SHAPE.search(part)
-        if operand and shape and shape.group(1) == "s32":
-            lengths = [int(length) for length in shape.group(2).split(",") if length]
-            sizes[int(operand.group(1))] = math.prod(lengths)
+    for dtype, shape, number, kind in _OPERAND.findall(line):
+        if (dtype, kind) == ("s32", "input"):
+            lengths = [int(length) for length in shape.split(",") if length]
+            sizes[int(number)] = math.prod(lengths)
     return sizes
 
 
@@ -187,7 +185,7 @@ def _parse_operand(result: str | None, text: str) -> Instruction:
     """Makes an operand an instruction: a scalar's value, or an array's address."""
     operand = _OPERAND.search(text)
     kind = "operand.value" if "no memory space" in text else "operand.address"
-    number = operand.group(1) if operand else "-1"
+    number = operand.group(3) if operand else "-1"
     return Instruction(kind, result, (number,), None, False, text.strip())
 
 

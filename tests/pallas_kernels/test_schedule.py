@@ -42,7 +42,7 @@ def cycles(*bundles: str, **kwargs) -> float:
 
 
 SCALAR = "%s1_s0 = inlined_call_operand.<no memory space> [shape: s32[], index: 0, \
-kind: input] /* operand 0 */"
+kind: input]"
 NOTHING = "%v1_v0 = vadd.s32 %v2_v1, %v3_v2"
 
 
@@ -71,8 +71,7 @@ def test_a_bundle_is_split_into_what_time_depends_on():
 def test_operands_in_scalar_memory_have_sizes():
     program = program_of(
         SCALAR,
-        "%s2_s1 = inlined_call_operand.vmem [shape: s32[3,4], index: 1, kind: input] "
-        "/* operand 1 */",
+        "%s2_s1 = inlined_call_operand.vmem [shape: s32[3,4], index: 1, kind: input]",
         "%s3_s2 = inlined_call_operand.hbm [shape: bf16[8,128], index: 2, kind: input]",
     )
     assert program.scalar_sizes == {0: 1, 1: 12}
@@ -207,8 +206,7 @@ def test_a_dma_of_unknown_size_is_refused():
 
 def test_an_operand_copied_to_scalar_memory_is_read_from_there():
     line = time(
-        "%s1_s0 = inlined_call_operand.vmem [shape: s32[3], index: 0, kind: input] "
-        "/* operand 0 */",
+        "%s1_s0 = inlined_call_operand.vmem [shape: s32[3], index: 0, kind: input]",
         "%2 = dma.vmem_to_smem %s1_s0, 16, [#allocation4], [#allocation1]",
         "%3 = dma.done.wait [#allocation1], 16",
         "%s2_s1 = sld [smem:[#allocation4 + $0x2]]",
