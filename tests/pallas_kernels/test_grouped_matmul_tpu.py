@@ -72,9 +72,9 @@ def test_each_owned_row_lies_in_one_tile_of_its_group(
     group_sizes, num_cores, monkeypatch
 ):
     monkeypatch.setattr(tpu, "PART_ROWS", SMALL_PART)
-    with hardware.pretend({1: "TPU v6 lite", 2: "TPU v5p"}[num_cores]):
+    with hardware.pretend({1: "TPU v6 lite", 2: "TPU v5p"}[num_cores]) as found:
         plan = plan_rows(jnp.array(group_sizes), num_rows=R, implementation="tpu").tiles
-        tile_rows = tpu.tile_rows(hardware.target_tpu())
+        tile_rows = tpu.tile_rows(found)
     plan = jax.tree.map(np.asarray, plan)
     owner_R = np.full(R, -1)
     for core in range(num_cores):

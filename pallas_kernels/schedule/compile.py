@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles a function ahead of time for a named chip and reads its Pallas kernels.
+
+libtpu takes its flags when it is loaded, so every compilation is a process of its own
+(`compiler_process.py`) and this one never loads libtpu. A compilation dumps hundreds of
+megabytes into a temporary folder, which is gone when this returns.
+"""
+
+import dataclasses
+import functools
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pallas_kernels import hardware
+from pallas_kernels.schedule.blocks import Block, Blocks
+from pallas_kernels.schedule.bundles import Program, is_kernel_dump, read_program
+
+REPOSITORY = Path(__file__).parents[2]
+LARGE_BYTES = 2**20
+_KERNEL = re.compile(r'%([\w.-]+) = .*custom_call_target="tpu_custom_call"')
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (\w+)\[([\d,]*)\]\S* ([\w-]+)\(")
+_VMEM = re.compile(
+    r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"'
+)
+_NO_WORK = ("parameter", "bitcast", "get-tuple-element", "tuple", "custom-call")
+_ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b.*$", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A kind of TPU, and the smallest topology of it that its compiler knows."""
+
+    device_kind: str
+    topology: str
+
+    @property
+    def tpu(self) -> hardware.Tpu:
+        """What the chip has."""
+        return hardware.TPUS[self.device_kind]
+
+
+CHIPS = {
+    "v5e": Chip("TPU v5 lite", "v5e:2x2"),
+    "v5p": Chip("TPU v5p", "v5:2x2x1"),
+    "v6e": Chip("TPU v6 lite", "v6e:2x2"),
+    "tpu7x": Chip("TPU7x", "tpu7x:2x2x1"),
+}
+
+
+class CompileError(RuntimeError):
+    """The compiler is missing, refused the program, or dumped nothing to read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A Pallas kernel in a compiled program; all of it is exact."""
+
+    program: Program
+    tpu: hardware.Tpu
+    vmem_bytes: int
+    """What the compiler says it uses (`used_scoped_memory_configs`)."""
+
+    @property
+    def name(self) -> str:
+        """The kernel's name in the compiled program."""
+        return self.program.name
+
+    @property
+    def num_bundles(self) -> int:
+        """Its length; each bundle once, however often it runs."""
+        return len(self.program.bundles)
+
+    @property
+    def num_spills(self) -> int:
+        """Vector spills and fills, each once."""
+        return self.program.num_spills
+
+    @functools.cached_property
+    def blocks(self) -> Blocks:
+        """Its basic blocks, with the chip's pace of matmuls."""
+        pace = self.tpu.cycles_per_matmul
+        return Blocks(self.program, cycles_per_matmul=pace)
+
+    @functools.cached_property
+    def hot_block(self) -> Block:
+        """The body of the main loop."""
+        return self.blocks.hottest()
+
+    @property
+    def matmul_share(self) -> float:
+        """Share of the hot block's cycles in which the matrix units have work."""
+        block = self.hot_block
+        busy = block.num_matmuls * self.tpu.cycles_per_matmul
+        return busy / self.tpu.num_matrix_units / block.cycles
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """What a function was compiled to."""
+
+    kernels: tuple[Kernel, ...]
+    """In the order in which the program names them."""
+    large_ops: tuple[str, ...]
+    """Operations of XLA around the kernels with results above `LARGE_BYTES`."""
+    seconds: float
+    """Of compilation, with the dumps."""
+    libtpu_version: str
+
+
+def compile_kernels(
+    fn: Callable,
+    *abstract_args,
+    chip: str,
+    compiler_options: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> Compilation:
+    """Compiles a function for one device of a chip that need not be there.
+
+    Args:
+      fn: a function of a module, or `functools.partial` of one: another process imports
+        it.
+      abstract_args: trees of `jax.ShapeDtypeStruct`, replicated over the device.
+      chip: a key of `CHIPS`.
+      compiler_options: as of `jax.stages.Lowered.compile`.
+      python: interpreter of an environment with jax, libtpu and what `fn` imports.
+
+    Raises:
+      ValueError: an unknown chip.
+      CompileError: libtpu is missing, the program does not compile, or the dumps hold
+        no kernel.
+    """
+    if chip not in CHIPS:
+        raise ValueError(f"compile_kernels: chip={chip!r} must be one of {[*CHIPS]}.")
+    request = {
+        "fn": fn,
+        "args": abstract_args,
+        "topology": CHIPS[chip].topology,
+        "compiler_options": dict(compiler_options or {}),
+    }
+    with tempfile.TemporaryDirectory(prefix="schedule-") as name:
+        folder = Path(name)
+        reply = _run_compiler(pickle.dumps(request), folder, python)
+        kernels = _read_kernels(reply["hlo"], folder, CHIPS[chip].tpu)
+    if not kernels:
+        raise CompileError(
+            f"compile_kernels: {_name(fn)} for {chip} has no Pallas kernel: "
+            f"XLA made it {_large_ops(reply['hlo'])}."
+        )
+    return Compilation(
+        kernels=tuple(kernels),
+        large_ops=tuple(_large_ops(reply["hlo"])),
+        seconds=reply["seconds"],
+        libtpu_version=reply["libtpu_version"],
+    )
+
+
+def _name(fn: Callable) -> str:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return getattr(fn, "__name__", repr(fn))
+
+
+def _run_compiler(request: bytes, folder: Path, python: str) -> dict:
+    environment = {
+        **os.environ,
+        # For other interpreters, too; they must find `fn` and this package.
+        "PYTHONPATH": os.pathsep.join(
+            [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+        "JAX_PLATFORMS": "cpu",
+        # The programs are those of a run, whatever tests set.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
+    }
+    reply = folder / "reply.pickle"
+    try:
+        process = subprocess.run(
+            [python, "-m", "pallas_kernels.schedule.compiler_process", str(reply)],
+            input=request,
+            capture_output=True,
+            env=environment,
+            check=False,
+        )
+    except OSError as error:
+        raise CompileError(f"compile_kernels: python={python!r}: {error}.") from error
+    if process.returncode != 0 or not reply.exists():
+        errors = _ERROR.findall(process.stderr.decode(errors="replace"))
+        reason = errors[-1] if errors else f"exit status {process.returncode}"
+        raise CompileError(f"compile_kernels: {reason[:400]}")
+    return pickle.loads(reply.read_bytes())
+
+
+def _read_kernels(hlo: str, folder: Path, tpu: hardware.Tpu) -> list[Kernel]:
+    kernels = []
+    for line in hlo.splitlines():
+        if not (match := _KERNEL.search(line)):
+            continue
+        vmem = _VMEM.search(line)
+        path = _find_dump(folder, match.group(1))
+        vmem_bytes = int(vmem.group(1)) if vmem else 0
+        kernels.append(Kernel(read_program(path), tpu, vmem_bytes))
+    return kernels
+
+
+def _find_dump(folder: Path, kernel: str) -> Path:
+    for path in folder.iterdir():
+        if is_kernel_dump(path, kernel):
+            return path
+    raise CompileError(
+        f"compile_kernels: libtpu dumped no final bundles of {kernel}: its flags are "
+        "those of version 0.0.50. Install that one."
+    )
+
+
+def _large_ops(hlo: str) -> Sequence[str]:
+    """Lists "kind type[shape]" of the entry computation's large results."""
+    entry = hlo.partition("\nENTRY ")[2].partition("\n}")[0]
+    found = []
+    for line in entry.splitlines():
+        match = _INSTRUCTION.match(line)
+        if match is None or match.group(4).startswith(_NO_WORK):
+            continue
+        name, dtype, shape, _ = match.groups()
+        if _num_bytes(dtype, shape) >= LARGE_BYTES:
+            found.append(f"{name} {dtype}[{shape}]")
+    return found
+
+
+def _num_bytes(dtype: str, shape: str) -> int:
+    bits = re.search(r"\d+", dtype)
+    size = int(bits.group()) // 8 if bits else 1
+    for length in filter(None, shape.split(",")):
+        size *= int(length)
+    return size
