@@ -263,7 +263,13 @@ def test_a_buffered_result_waits_for_its_own_place():
         f"%9 = vmatmul.mubr.bf16.gmra.mrb[{place}].mxu0 %v2_v2" for place in (0, 1)
     )
     pop = "%v3 = vpop.f32.mrb[0].mxu0"
-    assert cycles(first, second, pop, pop) == pytest.approx(pace + 2)
+    program = program_of(first, second, pop, pop)
+    block = Blocks(program, cycles_per_matmul=pace).at(0)
+    assert block.issue_cycle[2:] == (pace, pace + 1)
+
+
+def test_a_block_ends_with_idle_matrix_units():
+    assert cycles(MATMUL, MATMUL) == pytest.approx(2 * TPU.cycles_per_matmul)
 
 
 def test_the_hot_block_is_the_one_with_most_matmuls():
