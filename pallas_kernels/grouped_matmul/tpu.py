@@ -12,9 +12,9 @@ its own rows, rounded up to `BUCKET_ROWS`:
                           ^ up to ROW_ALIGN - 1 rows of group 0: not written by tile 1
 
 A product keeps its group's whole matrix in VMEM while the group's rows stream past, and
-fetches the matrices of the next two groups meanwhile. A block of `ROW_ALIGN` rows that
-two groups share is written once: the earlier tile leaves its rows in `carries`, the
-later one adds its own. What is written may be what an epilogue makes of the product and
+fetches the matrices of the groups that follow meanwhile. A block of `ROW_ALIGN` rows
+that two groups share is written once: the earlier tile leaves its rows in `carries`,
+the later one adds its own. What is written may be what an epilogue makes of the product and
 of other arrays' rows, which stream past beside x. An outer product accumulates a
 group's matrix in VMEM in float32 and writes it while the next group accumulates.
 
