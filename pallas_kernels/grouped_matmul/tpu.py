@@ -14,8 +14,8 @@ its own rows, rounded up to `BUCKET_ROWS`:
 A product keeps its group's whole matrix in VMEM while the group's rows stream past, and
 fetches the matrices of the groups that follow meanwhile. A block of `ROW_ALIGN` rows
 that two groups share is written once: the earlier tile leaves its rows in `carries`,
-the later one adds its own. What is written may be what an epilogue makes of the product and
-of other arrays' rows, which stream past beside x. An outer product accumulates a
+the later one adds its own. What is written may be what an epilogue makes of the product
+and of other arrays' rows, which stream past beside x. An outer product accumulates a
 group's matrix in VMEM in float32 and writes it while the next group accumulates.
 
 Chips whose two cores are one device split the rows of a product at a multiple of
