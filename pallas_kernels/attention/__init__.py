@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import reference, tpu, xla
+from pallas_kernels.choice import log_choice
 
 Implementation = Literal["tpu", "xla", "reference"]
 
@@ -106,6 +107,7 @@ def _module(
         )
     if reason := unsupported(name, query_BTNH, key_BTKH):
         raise NotImplementedError(f"packed_attention: {name} cannot run: {reason}.")
+    log_choice("packed_attention", name)
     return IMPLEMENTATIONS[name]
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from pallas_kernels.choice import log_choice
 from pallas_kernels.grouped_matmul import reference, tpu, xla
 from pallas_kernels.grouped_matmul.epilogue import Epilogue, finish
 
@@ -295,6 +296,7 @@ def resolve_plan(
     _check_name(operation, name := name or default_implementation(a, b))
     if reason := unsupported(name, a, b):
         raise NotImplementedError(f"{operation}: {name} cannot run: {reason}.")
+    log_choice(operation, name)
     if isinstance(groups, RowPlan):
         return groups
     _check_group_sizes(operation, groups, a.shape[0])

@@ -76,14 +76,18 @@ class StageProgress:
 
 
 def log_to_file(path: pathlib.Path) -> logging.Logger:
-    """Returns the logger whose lines land in a run's `log.txt`."""
-    logger = logging.getLogger("ring_jax.run")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    for handler in list(logger.handlers):
-        handler.close()
-        logger.removeHandler(handler)
+    """Returns the logger whose lines land in a run's `log.txt`.
+
+    So do the kernels' own, which say what a step is made of.
+    """
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger.addHandler(handler)
+    logger, kernels = map(logging.getLogger, ("ring_jax.run", "pallas_kernels"))
+    for each in (logger, kernels):
+        each.setLevel(logging.INFO)
+        each.propagate = False
+        for earlier in list(each.handlers):
+            earlier.close()
+            each.removeHandler(earlier)
+        each.addHandler(handler)
     return logger

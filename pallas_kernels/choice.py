@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says which implementation of an operation runs, so that none is taken silently."""
+
+import functools
+import logging
+
+import jax
+
+LOGGER = logging.getLogger("pallas_kernels")
+
+
+def log_choice(operation: str, implementation: str) -> None:
+    """Logs, once a process, what an operation's program is made of."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    _log_once(operation, implementation, device.device_kind)
+
+
+@functools.cache
+def _log_once(operation: str, implementation: str, device_kind: str) -> None:
+    LOGGER.info("%s: %s on %s", operation, implementation, device_kind)
