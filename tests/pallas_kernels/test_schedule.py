@@ -10,10 +10,13 @@ import pytest
 from pallas_kernels import hardware
 from pallas_kernels.schedule import (
     CompileError,
+    Kernel,
     UnknownValueError,
+    Work,
     compile,
     compile_kernels,
     compiler_process,
+    estimate,
 )
 from pallas_kernels.schedule.blocks import Blocks
 from pallas_kernels.schedule.bundles import parse_program
@@ -279,6 +282,37 @@ def test_the_hot_block_is_the_one_with_most_matmuls():
     block = Blocks(program, cycles_per_matmul=8).hottest()
     assert (block.first, block.num_bundles, block.num_matmuls) == (2, 5, 2)
     assert block.cycles == 2 * 8 + 2
+
+
+@pytest.mark.parametrize(
+    ("scalars", "message"),
+    [({0: np.zeros(2)}, "0 has 1 i32 values, and 2"), ({1: np.zeros(1)}, "1 has no")],
+)
+def test_operands_that_the_kernel_does_not_have_are_refused(scalars, message):
+    kernel = Kernel(program_of(SCALAR), TPU, vmem_bytes=0)
+    with pytest.raises(ValueError, match=message):
+        estimate(kernel, scalars, work=Work(1.0, 1.0))
+
+
+def test_shares_are_of_what_the_slowest_core_takes():
+    two = dataclasses.replace(TPU, num_cores=2)
+    kernel = Kernel(
+        program_of(
+            "%s1_s0 = sld [smem:[#allocation0]] /* core id */",
+            dma(1).replace("/*size_in_granules=*/1", "%s1_s0"),
+            wait(1).replace(", 1", ", %s1_s0"),
+        ),
+        two,
+        vmem_bytes=0,
+    )
+    work = Work(flops=two.flops_per_second * 1e-6, num_bytes=GRANULE_BYTES)
+    result = estimate(kernel, {}, work=work)
+    expected = (2 + 1 + LATENCY_CYCLES + 1) * 1e-6
+    assert result.seconds == pytest.approx(expected)
+    assert result.compute_seconds == pytest.approx(3e-6)
+    assert result.hbm_bytes == GRANULE_BYTES
+    assert result.share_of_peak == pytest.approx(1e-6 / expected)
+    assert result.share_of_roofline == pytest.approx(1e-6 / expected)
 
 
 def test_an_unknown_chip_is_answered_with_those_there_are():
