@@ -265,7 +265,7 @@ def _bind_ragged(pass_: Pass, kernel: Kernel, sizes_E: np.ndarray) -> Scalars:
     where megablox has the first group.
     """
     visits = kernel.program.scalar_sizes.get(2, 0)
-    num_tiles = visits - len(sizes_E) + (1 if pass_ != "drhs" else 0)
+    num_tiles = visits - len(sizes_E) + 1
     if num_tiles <= 0 or sizes_E.sum() % num_tiles:
         raise ValueError(f"{kernel.name} has no operands like megablox's")
     tile_rows = int(sizes_E.sum()) // num_tiles

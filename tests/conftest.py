@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+from pallas_kernels.schedule import CHIPS  # noqa: E402  (devices are set first)
 from ring_jax.config import MeshConfig  # noqa: E402  (devices are set first)
 from ring_jax.sharding import MESH_AXES, make_mesh  # noqa: E402  (devices are set first)
 
@@ -46,22 +47,13 @@ def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return check
 
 
-TOPOLOGIES = {
-    "v5e": "v5e:2x2",
-    "v5p": "v5:2x2x1",
-    "v6e": "v6e:2x2",
-    "tpu7x": "tpu7x:2x2x1",
-}
-"""Chip -> the smallest topology of it that its compiler knows; four devices or more."""
-
-
 @pytest.fixture
 def absent_mesh() -> Callable[..., Mesh]:
     """Makes meshes of TPUs that are not there, for their compiler; needs libtpu."""
 
     def make(chip: str, *sizes: int) -> Mesh:
         topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=TOPOLOGIES[chip]
+            platform="tpu", topology_name=CHIPS[chip].topology
         )
         devices = topology.devices[: math.prod(sizes)]
         kinds = (AxisType.Explicit,) * len(MESH_AXES)

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pallas_kernels import hardware
@@ -146,15 +146,15 @@ def compile_kernels(
     with tempfile.TemporaryDirectory(prefix="schedule-") as name:
         folder = Path(name)
         reply = _run_compiler(pickle.dumps(request), folder, python)
-        kernels = _read_kernels(reply["hlo"], folder, CHIPS[chip].tpu)
+        kernels = read_kernels(reply["hlo"], folder, CHIPS[chip].tpu)
     if not kernels:
         raise CompileError(
             f"compile_kernels: {_name(fn)} for {chip} has no Pallas kernel: "
-            f"XLA made it {_large_ops(reply['hlo'])}."
+            f"XLA made it {large_ops(reply['hlo'])}."
         )
     return Compilation(
         kernels=tuple(kernels),
-        large_ops=tuple(_large_ops(reply["hlo"])),
+        large_ops=tuple(large_ops(reply["hlo"])),
         seconds=reply["seconds"],
         libtpu_version=reply["libtpu_version"],
     )
@@ -198,7 +198,8 @@ def _run_compiler(request: bytes, folder: Path, python: str) -> dict:
     return pickle.loads(reply.read_bytes())
 
 
-def _read_kernels(hlo: str, folder: Path, tpu: hardware.Tpu) -> list[Kernel]:
+def read_kernels(hlo: str, folder: Path, tpu: hardware.Tpu) -> list[Kernel]:
+    """Reads the Pallas kernels of a compiled program from a folder of its dumps."""
     kernels = []
     for line in hlo.splitlines():
         if not (match := _KERNEL.search(line)):
@@ -220,7 +221,7 @@ def _find_dump(folder: Path, kernel: str) -> Path:
     )
 
 
-def _large_ops(hlo: str) -> Sequence[str]:
+def large_ops(hlo: str) -> list[str]:
     """Lists "kind type[shape]" of the entry computation's large results."""
     entry = hlo.partition("\nENTRY ")[2].partition("\n}")[0]
     found = []

@@ -78,15 +78,16 @@ def estimate(
       work: what the result takes.
 
     Raises:
-      ValueError: a scalar operand has another size than the kernel's.
+      ValueError: the kernel has no such operand, or one of another size.
       UnknownValueError: the kernel's path depends on more than `scalars`.
     """
-    for number, size in kernel.program.scalar_sizes.items():
-        if number in scalars and np.size(scalars[number]) != size:
+    sizes = kernel.program.scalar_sizes
+    for number, values in scalars.items():
+        if sizes.get(number) != np.size(values):
             raise ValueError(
-                f"{kernel.name}: operand {number} has {size} values, and "
-                f"{np.size(scalars[number])} are given. Plan for the rows that it was "
-                "compiled for."
+                f"{kernel.name}: operand {number} has {sizes.get(number, 'no')} i32 "
+                f"values, and {np.size(values)} are given. Plan for the rows that it "
+                "was compiled for."
             )
     cores = tuple(
         timeline.run(kernel.blocks, scalars, tpu=kernel.tpu, core=core)

@@ -2,12 +2,22 @@
 """The dumps' parser and the timeline, on bundle texts written for these tests."""
 
 import dataclasses
+import importlib.metadata
 
 import numpy as np
 import pytest
 
 from pallas_kernels import hardware
-from pallas_kernels.schedule import CompileError, UnknownValueError, compile_kernels
+from pallas_kernels.schedule import (
+    CompileError,
+    Kernel,
+    UnknownValueError,
+    Work,
+    compile,
+    compile_kernels,
+    compiler_process,
+    estimate,
+)
 from pallas_kernels.schedule.blocks import Blocks
 from pallas_kernels.schedule.bundles import parse_program
 from pallas_kernels.schedule.timeline import DMA_LATENCY_SECONDS, GRANULE_BYTES, run
@@ -280,6 +290,37 @@ def test_the_hot_block_is_the_one_with_most_matmuls():
     assert block.cycles == 2 * 8 + 2
 
 
+@pytest.mark.parametrize(
+    ("scalars", "message"),
+    [({0: np.zeros(2)}, "0 has 1 i32 values, and 2"), ({1: np.zeros(1)}, "1 has no")],
+)
+def test_operands_that_the_kernel_does_not_have_are_refused(scalars, message):
+    kernel = Kernel(program_of(SCALAR), TPU, vmem_bytes=0)
+    with pytest.raises(ValueError, match=message):
+        estimate(kernel, scalars, work=Work(1.0, 1.0))
+
+
+def test_shares_are_of_what_the_slowest_core_takes():
+    two = dataclasses.replace(TPU, num_cores=2)
+    kernel = Kernel(
+        program_of(
+            "%s1_s0 = sld [smem:[#allocation0]] /* core id */",
+            dma(1).replace("/*size_in_granules=*/1", "%s1_s0"),
+            wait(1).replace(", 1", ", %s1_s0"),
+        ),
+        two,
+        vmem_bytes=0,
+    )
+    work = Work(flops=two.flops_per_second * 1e-6, num_bytes=GRANULE_BYTES)
+    result = estimate(kernel, {}, work=work)
+    expected = (2 + 1 + LATENCY_CYCLES + 1) * 1e-6
+    assert result.seconds == pytest.approx(expected)
+    assert result.compute_seconds == pytest.approx(3e-6)
+    assert result.hbm_bytes == GRANULE_BYTES
+    assert result.share_of_peak == pytest.approx(1e-6 / expected)
+    assert result.share_of_roofline == pytest.approx(1e-6 / expected)
+
+
 def test_an_unknown_chip_is_answered_with_those_there_are():
     with pytest.raises(ValueError, match="v5e.*tpu7x"):
         compile_kernels(np.sum, chip="v3")
@@ -288,3 +329,41 @@ def test_an_unknown_chip_is_answered_with_those_there_are():
 def test_an_interpreter_that_is_not_there_is_named():
     with pytest.raises(CompileError, match="no-such-python"):
         compile_kernels(np.sum, chip="v6e", python="no-such-python")
+
+
+def test_a_missing_compiler_is_named_with_its_package(monkeypatch):
+    def find_nothing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", find_nothing)
+    with pytest.raises(ModuleNotFoundError, match="pip install libtpu"):
+        compiler_process.main()
+
+
+HLO = """HloModule jit_f
+
+%fused (p: f32[1048576]) -> f32[1048576] {
+  ROOT %inner = f32[1048576]{0} copy(%p)
+}
+
+ENTRY %main (x: bf16[64,2048,1408], s: s32[64]) -> bf16[8] {
+  %x = bf16[64,2048,1408]{2,1,0} parameter(0)
+  %copy.1 = bf16[64,2048,1408]{1,2,0} copy(%x), metadata={op_name="x"}
+  %small = s32[64]{0} fusion(%s), kind=kLoop, calls=%fused
+  ROOT %gmm.1 = bf16[49152,1408]{1,0} custom-call(%x), \
+custom_call_target="tpu_custom_call", backend_config={"used_scoped_memory_configs":[\
+{"memory_space":"1","offset":"0","size":"4096"}]}
+}
+"""
+
+
+def test_the_program_names_its_kernels_and_the_large_operations_around_them(tmp_path):
+    dump = tmp_path / "17-gmm.1-72-final_bundles.txt"
+    dump.write_text("   0   :  { %s1_s1 = smov 3 }\n")
+    (tmp_path / "17-gmm.1-71-schedule-analysis_final_bundles.txt").write_text("1\n")
+    (kernel,) = compile.read_kernels(HLO, tmp_path, TPU)
+    assert (kernel.name, kernel.num_bundles, kernel.vmem_bytes) == ("gmm.1", 1, 4096)
+    assert compile.large_ops(HLO) == ["copy.1 bf16[64,2048,1408]"]
+    dump.unlink()
+    with pytest.raises(CompileError, match=r"no final bundles of gmm\.1"):
+        compile.read_kernels(HLO, tmp_path, TPU)
