@@ -55,6 +55,11 @@ class Estimate:
         return max(core.hbm_seconds for core in self.cores)
 
     @property
+    def num_busy_cores(self) -> int:
+        """Cores that multiply anything."""
+        return sum(core.num_matmuls > 0 for core in self.cores)
+
+    @property
     def share_of_peak(self) -> float:
         """Useful FLOP/s over the chip's."""
         return self.work.flops / self.tpu.flops_per_second / self.seconds

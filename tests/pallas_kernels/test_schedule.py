@@ -317,6 +317,7 @@ def test_shares_are_of_what_the_slowest_core_takes():
     assert result.seconds == pytest.approx(expected)
     assert result.compute_seconds == pytest.approx(3e-6)
     assert result.hbm_bytes == GRANULE_BYTES
+    assert result.num_busy_cores == 0
     assert result.share_of_peak == pytest.approx(1e-6 / expected)
     assert result.share_of_roofline == pytest.approx(1e-6 / expected)
 
