@@ -117,8 +117,9 @@ def test_every_setting_of_a_model_survives_config_json(config):
         for kind in (ModelConfig, MoeConfig)
         for field in dataclasses.fields(kind)
     }
-    # How the experts are computed is no property of the model.
-    assert fields - names == {"moe", "rope_scaling", "implementation"}
+    # How experts and attention are computed is no property of the model.
+    implementations = {"implementation", "attention_implementation"}
+    assert fields - names == {"moe", "rope_scaling"} | implementations
 
 
 def test_keys_that_readers_default_otherwise_are_written():
