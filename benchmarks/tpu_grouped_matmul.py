@@ -484,6 +484,7 @@ def row_of(outcome: Outcome) -> dict:
             for groups in outcome.estimates
         },
         "bundles": kernel.num_bundles,
+        "hot_block_bundles": kernel.hot_block.num_bundles,
         "spills": kernel.num_spills,
         "vmem_bytes": kernel.vmem_bytes,
         "cores_at_work": outcome.estimates[HEADLINE].num_busy_cores,
