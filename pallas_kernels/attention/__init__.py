@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import reference, tpu, xla
 from pallas_kernels.choice import log_choice
+from pallas_kernels.varying import vary_alike
 
 Implementation = Literal["tpu", "xla", "reference"]
 
@@ -69,7 +70,7 @@ def packed_attention(
     module = _module(implementation, query_BTNH, key_BTKH)
     if query_BTNH.size == 0:
         return query_BTNH
-    query_BTNH, key_BTKH, value_BTKH, segments_BT = _vary_alike(
+    query_BTNH, key_BTKH, value_BTKH, segments_BT = vary_alike(
         query_BTNH, key_BTKH, value_BTKH, segments_BT
     )
     # Weights of unseen keys are 0, but 0 * NaN is NaN; the mask of the output has a
@@ -136,17 +137,3 @@ def _check(
     is_integer = jnp.issubdtype(segments.dtype, jnp.integer)
     if segments.shape != query.shape[:2] or not is_integer:
         raise ValueError(f"packed_attention: {given}: segments are integers [B, T].")
-
-
-def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
-    """Marks arrays as varying over every mesh axis that one of them varies over.
-
-    Inside `jax.shard_map` a loop's carry must vary as its results do. The mark's
-    transpose sums a gradient over the axes that its array does not vary over.
-    """
-    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    union = frozenset().union(*varying)
-    return [
-        jax.lax.pcast(array, tuple(union - own), to="varying") if union - own else array
-        for array, own in zip(arrays, varying, strict=True)
-    ]

@@ -38,8 +38,8 @@ from pallas_kernels.grouped_matmul import (
     grouped_matmul_transposed,
     grouped_outer,
     resolve_plan,
-    vary_alike,
 )
+from pallas_kernels.varying import vary_alike
 
 Save = Literal["gate_up", "nothing"]
 

@@ -27,6 +27,7 @@ from jax.core import Tracer
 from pallas_kernels.choice import log_choice
 from pallas_kernels.grouped_matmul import reference, tpu, xla
 from pallas_kernels.grouped_matmul.epilogue import Epilogue, finish
+from pallas_kernels.varying import vary_alike
 
 Implementation = Literal["tpu", "xla", "reference"]
 
@@ -51,7 +52,6 @@ __all__ = [
     "plan_rows",
     "resolve_plan",
     "unsupported",
-    "vary_alike",
 ]
 
 
@@ -258,22 +258,6 @@ def default_implementation(a: jax.Array, b: jax.Array) -> str:
 def unsupported(implementation: str, a: jax.Array, b: jax.Array) -> str | None:
     """Returns why an implementation cannot run these two operands; None if it can."""
     return IMPLEMENTATIONS[implementation].unsupported(a, b)
-
-
-def vary_alike(*trees: Any) -> list[Any]:
-    """Marks arrays as varying over every mesh axis that one of them varies over.
-
-    Inside `jax.shard_map` a loop's carry must vary as its results do. The mark's
-    transpose sums a gradient over the axes that its array does not vary over.
-    """
-    arrays, structure = jax.tree.flatten(list(trees))
-    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    union = frozenset().union(*varying)
-    marked = [
-        jax.lax.pcast(array, tuple(union - own), to="varying") if union - own else array
-        for array, own in zip(arrays, varying, strict=True)
-    ]
-    return jax.tree.unflatten(structure, marked)
 
 
 def resolve_plan(
