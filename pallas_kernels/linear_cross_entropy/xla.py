@@ -254,21 +254,24 @@ class _Heads:
         difference of both softmaxes.
         """
         student_CV, frozen_CV = logits
-        frozen_C, grad_divergence_C = reduced.frozen_C, grad.divergence_C
-        scale_C = grad.rest_C
+        grad_divergence_C, scale_C = grad.divergence_C, grad.rest_C
         if grad_divergence_C is not None:
             scale_C += grad_divergence_C
         # Where the teacher names every column, nothing is left: exp(-inf), not NaN.
         rest_C = jnp.where(reduced.rest_C == -jnp.inf, 0.0, reduced.rest_C)
+        # Behind the barrier they are arrays: a fusion over the columns would compute
+        # each again for every column (XLA's CPU compiler, jax 0.12).
+        scale_C, rest_C, own_C, grad_target_C = jax.lax.optimization_barrier(
+            (scale_C, rest_C, self._own(targets.ids_C), grad.target_C)
+        )
         grad_CV = scale_C[:, None] * jnp.exp(student_CV - rest_C[:, None])
-        if frozen_C is not None and grad_divergence_C is not None:
-            frozen_CV = jnp.exp(frozen_CV - frozen_C[:, None])
+        if reduced.frozen_C is not None and grad_divergence_C is not None:
+            frozen_CV = jnp.exp(frozen_CV - reduced.frozen_C[:, None])
             grad_CV -= grad_divergence_C[:, None] * frozen_CV
         if isinstance(targets.second, TopK):
             grad_CV = self._put(grad_CV, targets.second.ids_MO, grad.named_CO)
-        own_C = self._own(targets.ids_C)
         is_target_CV = jnp.arange(self._num_columns)[None] == own_C[:, None]
-        return jnp.where(is_target_CV, grad_CV + grad.target_C[:, None], grad_CV)
+        return jnp.where(is_target_CV, grad_CV + grad_target_C[:, None], grad_CV)
 
     def zero_gradient(self, hidden_JCD: jax.Array) -> jax.Array:
         """Returns zeros for the head's gradient, float32 at least."""
@@ -287,7 +290,7 @@ class _Heads:
         """Returns the head's gradient with this chunk's added, and the chunk's own."""
         # For the layout that its matmuls like, tpu7x's compiler would copy the hidden
         # states of all chunks, and their gradients: memory that grows with the batch.
-        hidden_CD = jax.lax.optimization_barrier(hidden_CD)
+        hidden_CD, is_used_C = jax.lax.optimization_barrier((hidden_CD, is_used_C))
         # Both are masked, as 0 * NaN is NaN.
         grad_CV = jnp.where(is_used_C[:, None], grad_CV, 0.0).astype(hidden_CD.dtype)
         grad_CD = jnp.einsum("CV,DV->CD", grad_CV, self.head_DV)
