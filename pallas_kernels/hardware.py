@@ -47,6 +47,8 @@ class Tpu:
     matrix_unit_width: int
     cycles_per_matmul: int
     """In which a matrix unit multiplies 16 bfloat16 rows by its matrix."""
+    eight_bit_types: tuple[str, ...]
+    """Types of 8 bits that its matrix units multiply without conversion."""
 
     @property
     def flops_per_second(self) -> float:
@@ -66,6 +68,7 @@ _V5E = Tpu(
     num_matrix_units=4,
     matrix_unit_width=128,
     cycles_per_matmul=16,
+    eight_bit_types=("int8",),
 )
 _V5P = dataclasses.replace(
     _V5E,
@@ -84,6 +87,7 @@ _V6E = Tpu(
     num_matrix_units=2,
     matrix_unit_width=256,
     cycles_per_matmul=8,
+    eight_bit_types=("int8",),
 )
 _V7X = dataclasses.replace(
     _V6E,
@@ -91,6 +95,7 @@ _V7X = dataclasses.replace(
     vmem_bytes=64 * MIB,
     clock_hz=2.2e9,
     hbm_bytes_per_second=3690e9,
+    eight_bit_types=("float8_e4m3fn", "float8_e5m2"),
 )
 TPUS = {
     "TPU v5 lite": _V5E,

@@ -58,6 +58,10 @@ class MoeConfig:
     """Divides the chosen probabilities by their sum; top-1 is never renormalised."""
     implementation: Literal["auto", "tpu", "xla", "reference"] = "auto"
     """Which `pallas_kernels.grouped_matmul` runs; `auto` takes the best that can."""
+    quantization: Literal["none", "int8", "float8_e4m3fn"] = "none"
+    """Type in which the forward pass multiplies rows and experts' matrices, rounded to
+    the nearest; gradients and weights stay as they are. int8 is for TPU v5e, v5p and
+    v6e, float8 for tpu7x; others than TPUs emulate both."""
 
     def __post_init__(self):
         if not 1 <= self.num_experts_per_token <= self.num_experts:

@@ -11,10 +11,13 @@ gradients are 0, and what they hold, NaN included, reaches nothing. The gradient
 each are the other two, so reverse mode works to any order. Letters: R rows, E groups
 (experts), D and F widths.
 
+A plan of the rows may say that the first two are quantised (`Quantization`).
+
 Inside `jax.shard_map` each device multiplies its own rows by its own matrices.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal
@@ -26,7 +29,12 @@ from jax.core import Tracer
 
 from pallas_kernels.choice import log_choice
 from pallas_kernels.grouped_matmul import reference, tpu, xla
-from pallas_kernels.grouped_matmul.epilogue import Epilogue, finish
+from pallas_kernels.grouped_matmul.epilogue import PLAIN, Epilogue, finish
+from pallas_kernels.grouped_matmul.quantization import (
+    EIGHT_BIT_TYPES,
+    ROUNDINGS,
+    Quantization,
+)
 from pallas_kernels.varying import vary_alike
 
 Implementation = Literal["tpu", "xla", "reference"]
@@ -43,6 +51,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "Groups",
     "Implementation",
+    "Quantization",
     "RowPlan",
     "default_implementation",
     "fused_matmul",
@@ -52,6 +61,7 @@ __all__ = [
     "plan_rows",
     "resolve_plan",
     "unsupported",
+    "unsupported_quantization",
 ]
 
 
@@ -64,6 +74,8 @@ class RowPlan:
     """What the implementation made of the sizes."""
     owned: jax.Array
     """i32[2], the first row of anybody and the one after the last."""
+    quantization: Quantization | None
+    """How products over the rows are quantised; None: they are not."""
     implementation: str = dataclasses.field(metadata={"static": True})
     num_rows: int = dataclasses.field(metadata={"static": True})
     num_groups: int = dataclasses.field(metadata={"static": True})
@@ -79,6 +91,7 @@ def plan_rows(
     implementation: str,
     num_groups: int | None = None,
     group_offset: jax.typing.ArrayLike = 0,
+    quantization: Quantization | None = None,
 ) -> RowPlan:
     """Works out once what all products over the same rows need to know.
 
@@ -89,15 +102,20 @@ def plan_rows(
       num_groups: how many of the E groups have their matrices here; None: all.
       group_offset: i32[], the first of them. Rows of the groups before and after
         belong to nobody.
+      quantization: of the products over these rows. The plan has it since tiles of
+        8-bit rows are cut elsewhere, and all products of a layer share both.
 
     Raises:
-      ValueError: sizes that are negative or more than the rows, or groups that are not
-        there. Only what is known when the program is traced can be checked.
+      ValueError: sizes that are negative or more than the rows, groups that are not
+        there, or an unknown choice. Only what is known when the program is traced can
+        be checked.
+      NotImplementedError: the chip has no such 8-bit products.
     """
     num_groups = group_sizes_E.shape[0] if num_groups is None else num_groups
     _check_group_sizes("plan_rows", group_sizes_E, num_rows)
     _check_window(group_sizes_E.shape[0], num_groups, group_offset)
     _check_name("plan_rows", implementation)
+    _check_quantization(implementation, quantization)
     sizes_E = group_sizes_E.astype(jnp.int32)
     end_E = jnp.cumsum(sizes_E)
     begin_E, end_E = (
@@ -105,9 +123,10 @@ def plan_rows(
         for edge_E in (end_E - sizes_E, end_E)
     )
     module = IMPLEMENTATIONS[implementation]
-    tiles = module.plan_rows(begin_E, end_E, num_rows=num_rows)
+    itemsize = 2 if quantization is None else 1
+    tiles = module.plan_rows(begin_E, end_E, num_rows=num_rows, itemsize=itemsize)
     owned = jnp.stack([begin_E[0], end_E[-1]])
-    return RowPlan(tiles, owned, implementation, num_rows, num_groups)
+    return RowPlan(tiles, owned, quantization, implementation, num_rows, num_groups)
 
 
 def grouped_matmul(
@@ -123,7 +142,8 @@ def grouped_matmul(
       x_RD: float[R, D], rows sorted by group.
       w_EDF: float[E, D, F]. It is used in x's dtype, so float32 master weights may be
         passed beside bfloat16 rows without a cast copy of all of them.
-      groups: int[E], rows of each group, their sum at most R; or a plan of them.
+      groups: int[E], rows of each group, their sum at most R; or a plan of them, by
+        which the product may be quantised.
       implementation: a key of `IMPLEMENTATIONS`; None takes the plan's, or else
         `default_implementation`.
 
@@ -137,6 +157,8 @@ def grouped_matmul(
     """
     plan = resolve_plan("grouped_matmul", groups, x_RD, w_EDF, implementation)
     _check_matmul("grouped_matmul", x_RD, w_EDF, plan, contracted=1)
+    if plan.quantization is not None:
+        return _multiply_quantized(*vary_alike(x_RD, w_EDF, plan), False)
     module = IMPLEMENTATIONS[plan.implementation]
     return module.grouped_matmul(*vary_alike(x_RD, w_EDF, plan.tiles))
 
@@ -151,13 +173,37 @@ def grouped_matmul_transposed(
     """Multiplies each row by the transposed matrix of its group; [R, D].
 
     As `grouped_matmul`, whose gradient with respect to x it is, without a transposed
-    copy of the weights.
+    copy of the weights. It is quantised if the plan has a `gradient_dtype`.
     """
     name = "grouped_matmul_transposed"
     plan = resolve_plan(name, groups, x_RF, w_EDF, implementation)
     _check_matmul(name, x_RF, w_EDF, plan, contracted=2)
+    if plan.quantization is not None and plan.quantization.gradient_dtype is not None:
+        return _multiply_quantized(*vary_alike(x_RF, w_EDF, plan), True)
     module = IMPLEMENTATIONS[plan.implementation]
     return module.grouped_matmul_transposed(*vary_alike(x_RF, w_EDF, plan.tiles))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _multiply_quantized(x, w_EDF, plan, is_transposed):
+    """A product by `fused_matmul`, with the gradients of the one that it stands for."""
+    (out,), _ = fused_matmul(x, w_EDF, plan, PLAIN, is_transposed=is_transposed)
+    return out
+
+
+def _multiply_quantized_forward(x, w_EDF, plan, is_transposed):
+    return _multiply_quantized(x, w_EDF, plan, is_transposed), (x, w_EDF, plan)
+
+
+def _multiply_quantized_backward(is_transposed, residuals, grad):
+    x, w_EDF, plan = residuals
+    back = grouped_matmul if is_transposed else grouped_matmul_transposed
+    of_w = (grad, x) if is_transposed else (x, grad)
+    grad_w_EDF = grouped_outer(*of_w, plan, dtype=w_EDF.dtype)
+    return back(grad, w_EDF, plan), grad_w_EDF, None
+
+
+_multiply_quantized.defvjp(_multiply_quantized_forward, _multiply_quantized_backward)
 
 
 def grouped_outer(
@@ -209,7 +255,8 @@ def fused_matmul(
     """Multiplies each row by its group's matrix and applies an epilogue to the product.
 
     For operations that are made of grouped products and bring their own gradient: this
-    has none. On a TPU the epilogue runs inside the kernel, on the float32 product.
+    has none. On a TPU the epilogue runs inside the kernel, on the float32 product. The
+    operands of the product are quantised first, if the plan says so.
 
     Args:
       x_RD: float[R, D] (or [R, F], if transposed).
@@ -227,10 +274,12 @@ def fused_matmul(
     _check_matmul(epilogue.name, x_RD, w_EDF, plan, contracted=1 + is_transposed)
     arguments = vary_alike(x_RD, w_EDF, plan, tuple(operands), row_weights_R)
     x_RD, w_EDF, plan, operands, row_weights_R = arguments
+    pair = x_RD, w_EDF
+    if plan.quantization is not None:
+        pair = plan.quantization.operands(*pair, contracted=1 + is_transposed)
     if plan.implementation == "tpu":
         return tpu.multiply(
-            x_RD,
-            w_EDF,
+            *pair,
             plan.tiles,
             epilogue,
             operands=operands,
@@ -246,7 +295,7 @@ def fused_matmul(
     multiply = (
         module.grouped_matmul_transposed if is_transposed else module.grouped_matmul
     )
-    product_RF = multiply(x_RD, w_EDF, plan.tiles)
+    product_RF = multiply(*pair, plan.tiles)
     return finish(product_RF, operands, row_weights_R, epilogue)
 
 
@@ -258,6 +307,15 @@ def default_implementation(a: jax.Array, b: jax.Array) -> str:
 def unsupported(implementation: str, a: jax.Array, b: jax.Array) -> str | None:
     """Returns why an implementation cannot run these two operands; None if it can."""
     return IMPLEMENTATIONS[implementation].unsupported(a, b)
+
+
+def unsupported_quantization(
+    implementation: str, quantization: Quantization
+) -> str | None:
+    """Returns why an implementation cannot quantise so; None if it can."""
+    if implementation == "tpu":
+        return tpu.unsupported_quantization(quantization)
+    return None
 
 
 def resolve_plan(
@@ -292,6 +350,30 @@ def _check_name(operation: str, name: str) -> None:
         raise ValueError(
             f"{operation}: implementation={name!r} must be one of {[*IMPLEMENTATIONS]}."
         )
+
+
+def _check_quantization(implementation: str, quantization: Quantization | None) -> None:
+    if quantization is None:
+        return
+    for dtype in quantization.dtypes:
+        if dtype not in EIGHT_BIT_TYPES:
+            raise ValueError(
+                f"plan_rows: rows cannot be quantised to {dtype!r}; it must be one of "
+                f"{[*EIGHT_BIT_TYPES]}."
+            )
+    if quantization.rounding not in ROUNDINGS:
+        raise ValueError(
+            f"plan_rows: rounding={quantization.rounding!r} must be one of "
+            f"{[*ROUNDINGS]}."
+        )
+    if (quantization.rounding == "stochastic") != (quantization.key is not None):
+        raise ValueError(
+            f"plan_rows: rounding={quantization.rounding!r} with "
+            f"{'a' if quantization.key is not None else 'no'} key: stochastic rounding "
+            "needs a key, and only that one does. Pass `key`, or leave it out."
+        )
+    if reason := unsupported_quantization(implementation, quantization):
+        raise NotImplementedError(f"plan_rows: {reason}.")
 
 
 def _check_matmul(

@@ -6,6 +6,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.grouped_matmul.quantization import Quantized, rescale, sum_dtype
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +18,11 @@ class Edges:
     end_E: jax.Array
 
 
-def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> Edges:
+def plan_rows(
+    begin_E: jax.Array, end_E: jax.Array, *, num_rows: int, itemsize: int = 2
+) -> Edges:
     """Returns the groups' edges: the definitions need no more."""
-    del num_rows
+    del num_rows, itemsize
     return Edges(begin_E, end_E)
 
 
@@ -49,12 +53,27 @@ def grouped_outer(
 
 
 def _matmul(
-    equation: str, x_RD: jax.Array, w_EDF: jax.Array, edges: Edges
+    equation: str,
+    x_RD: jax.Array | Quantized,
+    w_EDF: jax.Array | Quantized,
+    edges: Edges,
 ) -> jax.Array:
     owner_ER1 = _owners(edges, num_rows=x_RD.shape[0])
     # Masked before and after, as a product with 0 would keep the NaNs of other groups.
-    x_ERD = jnp.where(owner_ER1, x_RD[None], 0)
-    out_ERF = _einsum(equation, x_ERD, w_EDF.astype(x_RD.dtype))
+    if isinstance(x_RD, Quantized):
+        assert isinstance(w_EDF, Quantized)
+        sums_ERF = jnp.einsum(
+            equation,
+            jnp.where(owner_ER1, x_RD.values[None], 0),
+            w_EDF.values,
+            preferred_element_type=sum_dtype(x_RD.values.dtype),
+        )
+        scales_1R1, scales_E1F = x_RD.scales[None, :, None], w_EDF.scales[:, None]
+        out_ERF = rescale(sums_ERF, scales_1R1, scales_E1F)
+    else:
+        assert not isinstance(w_EDF, Quantized)
+        x_ERD = jnp.where(owner_ER1, x_RD[None], 0)
+        out_ERF = _einsum(equation, x_ERD, w_EDF.astype(x_RD.dtype))
     return jnp.sum(jnp.where(owner_ER1, out_ERF, 0), axis=0).astype(x_RD.dtype)
 
 

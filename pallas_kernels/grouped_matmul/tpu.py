@@ -39,13 +39,21 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import hardware
 from pallas_kernels.grouped_matmul.epilogue import PLAIN, Epilogue
 from pallas_kernels.grouped_matmul.gradients import with_gradients
+from pallas_kernels.grouped_matmul.quantization import (
+    Quantization,
+    Quantized,
+    rescale,
+    sum_dtype,
+)
 
 # A tile is one part, or two on chips whose matrix units are twice as wide: there a full
 # tile costs less than its two halves.
 PART_ROWS = 256
 BUCKET_ROWS = 32
-# A bfloat16 tile of the newest chips; a multiple of the older ones' 8 rows.
+# A bfloat16 tile of the newest chips; a multiple of the older ones' 8 rows. Rows of
+# 8-bit numbers need more (`row_align`).
 ROW_ALIGN = 16
+TILE_ROW_BYTES = 32
 LANES = 128
 # Buffers are rings, of a power of two each: parts of rows, and as many matrices and
 # parts of results as fit. In short ones what is small waits for what is large.
@@ -57,15 +65,29 @@ EPILOGUE_COLUMNS = 256
 # (spills, the product of a tile before it is cast).
 VMEM_SHARE = 0.75
 VMEM_LIMIT = 0.95
+NO_TPU = "no TPU is there, and none is compiled for"
 
 
 def unsupported(a: jax.Array, b: jax.Array) -> str | None:
     """Returns why the operands cannot run: no TPU, or another dtype."""
     if hardware.target_tpu() is None:
-        return "no TPU is there, and none is compiled for"
+        return NO_TPU
     for dtype in (a.dtype, b.dtype):
         if dtype not in (jnp.float32, jnp.bfloat16):
             return f"it accumulates in float32, and an operand is {dtype}"
+    return None
+
+
+def unsupported_quantization(quantization: Quantization) -> str | None:
+    """Returns why products cannot be quantised so: what the chip would convert."""
+    if (tpu := hardware.target_tpu()) is None:
+        return NO_TPU
+    for dtype in quantization.dtypes:
+        if dtype not in tpu.eight_bit_types:
+            return (
+                f"{tpu.name} multiplies {' and '.join(tpu.eight_bit_types)} and would "
+                f"convert {dtype}, at no gain; choose one of its own types, or none"
+            )
     return None
 
 
@@ -83,9 +105,9 @@ class TilePlan:
     order_J: jax.Array
     """Which of the core's groups that is, counted from 0."""
     row_J: jax.Array
-    """First row, a multiple of `ROW_ALIGN`."""
+    """First row, a multiple of `row_align`."""
     begin_J: jax.Array
-    """The tile's own rows start here, counted from its first; below `ROW_ALIGN`."""
+    """The tile's own rows start here, counted from its first; below `row_align`."""
     end_J: jax.Array
     """And end here; at most `tile_rows`."""
     group_E: jax.Array
@@ -99,7 +121,9 @@ class TilePlan:
     num_empty: jax.Array
     """[1], groups without rows."""
     written: jax.Array
-    """[2], rows between which the tiles write, multiples of `ROW_ALIGN`."""
+    """[2], rows between which the tiles write, multiples of `row_align`."""
+    row_align: int = dataclasses.field(metadata={"static": True})
+    """Rows of a block: tiles and copies of rows start and end with one."""
 
 
 def tile_rows(tpu: hardware.Tpu) -> int:
@@ -107,21 +131,30 @@ def tile_rows(tpu: hardware.Tpu) -> int:
     return PART_ROWS * tpu.matrix_unit_width // LANES
 
 
-def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePlan:
+def row_align(itemsize: int) -> int:
+    """Returns how many rows of such elements lie together in memory, at least."""
+    return max(ROW_ALIGN, TILE_ROW_BYTES // itemsize)
+
+
+def plan_rows(
+    begin_E: jax.Array, end_E: jax.Array, *, num_rows: int, itemsize: int = 2
+) -> TilePlan:
     """Cuts each group's rows into tiles, as the module describes.
 
     Args:
       begin_E: i32[E], first row of each group.
       end_E: i32[E], the row after its last.
       num_rows: R.
+      itemsize: bytes of an element of the rows, or more.
     """
     num_cores, rows = _target().num_cores, tile_rows(_target())
+    align = row_align(itemsize)
     E = begin_E.shape[0]
     # A group rounds up twice: to whole tiles, and by the rows before its first.
-    J = -(-(num_rows + (ROW_ALIGN - 1) * E) // rows) + E
-    # Each core gets an equal share, and a block of `ROW_ALIGN` rows is of one core.
-    lowest, highest = _round_down(begin_E[0], ROW_ALIGN), end_E[-1]
-    share = _round_up(-(-(highest - lowest) // num_cores), ROW_ALIGN)
+    J = -(-(num_rows + (align - 1) * E) // rows) + E
+    # Each core gets an equal share, and a block of `row_align` rows is of one core.
+    lowest, highest = _round_down(begin_E[0], align), end_E[-1]
+    share = _round_up(-(-(highest - lowest) // num_cores), align)
 
     def plan_core(core: jax.Array) -> dict[str, jax.Array]:
         low = lowest + core * share
@@ -129,7 +162,7 @@ def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePla
         own_begin_E, own_end_E = (
             jnp.clip(edge, low, high) for edge in (begin_E, end_E)
         )
-        first_E = _round_down(own_begin_E, ROW_ALIGN)
+        first_E = _round_down(own_begin_E, align)
         has_tiles_E = own_end_E > own_begin_E
         num_tiles_E = jnp.where(has_tiles_E, -(-(own_end_E - first_E) // rows), 0)
         last_E = jnp.cumsum(num_tiles_E)
@@ -151,20 +184,21 @@ def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePla
 
     has_rows_E = end_E > begin_E
     # Without any row nothing is written, and the two must still meet at a block.
-    written_end = jnp.where(highest > begin_E[0], _round_up(highest, ROW_ALIGN), lowest)
+    written_end = jnp.where(highest > begin_E[0], _round_up(highest, align), lowest)
     fields = jax.vmap(plan_core)(jnp.arange(num_cores)) | dict(
         empty_E=jnp.argsort(has_rows_E, stable=True),
         num_empty=jnp.sum(~has_rows_E),
         written=jnp.stack([lowest, written_end]),
     )
     return TilePlan(
-        **{name: field.reshape(-1).astype(jnp.int32) for name, field in fields.items()}
+        **{name: field.reshape(-1).astype(jnp.int32) for name, field in fields.items()},
+        row_align=align,
     )
 
 
 def multiply(
-    x_RD: jax.Array,
-    w_EDF: jax.Array,
+    x_RD: jax.Array | Quantized,
+    w_EDF: jax.Array | Quantized,
     plan: TilePlan,
     epilogue: Epilogue = PLAIN,
     *,
@@ -176,7 +210,7 @@ def multiply(
 
     Args:
       x_RD: [R, width of dimension `contracted` of a matrix].
-      w_EDF: [E, D, F], used in x's dtype.
+      w_EDF: [E, D, F], used in x's dtype; quantised if x is.
       plan: of these rows.
       epilogue: what to do with a product before it is rounded.
       operands: [R, slices * width of a slice] each, used in x's dtype.
@@ -192,20 +226,27 @@ def multiply(
         contracted=contracted,
         width_in=w_EDF.shape[1 + contracted],
         width=w_EDF.shape[2 - contracted] // epilogue.product_slices,
+        num_groups=w_EDF.shape[0],
         dtype=dtype,
+        operand_dtype=(x_RD.values if isinstance(x_RD, Quantized) else x_RD).dtype,
+        row_align=plan.row_align,
         tpu=_target(),
     )
+    assert plan.row_align % row_align(product.operand_dtype.itemsize) == 0
     if R == 0:
         widths = [count * product.width for count in epilogue.output_slices]
         empty = tuple(jnp.zeros((0, width), dtype) for width in widths)
         return empty, jnp.zeros(0) if epilogue.sums_columns else None
+    x_RD, w_EDF, *scales = _to_operands(x_RD, w_EDF, product)
     x_RD, *operands = (
-        jnp.pad(rows.astype(dtype), ((0, -R % ROW_ALIGN), (0, 0)))
-        for rows in (x_RD, *operands)
+        jnp.pad(rows, ((0, -R % product.row_align), (0, 0)))
+        for rows in (x_RD, *(rows.astype(dtype) for rows in operands))
     )
-    lanes = None if row_weights_R is None else _to_lanes(row_weights_R)
-    call = product.pallas_call(x_RD, w_EDF.shape[0])
-    outputs, sums = call(plan, x_RD, w_EDF.astype(dtype), tuple(operands), lanes)
+    lanes = None
+    if row_weights_R is not None:
+        lanes = _to_lanes(row_weights_R, product.row_align)
+    call = product.pallas_call(x_RD)
+    outputs, sums = call(plan, x_RD, w_EDF, tuple(operands), lanes, *scales)
     if sums is not None:
         sums = jnp.sum(sums, axis=0).reshape(-1)[:R]
     return tuple(rows[:R] for rows in outputs), sums
@@ -220,7 +261,12 @@ class _Product:
     width_in: int
     width: int
     """Columns of one slice of the product."""
+    num_groups: int
     dtype: jnp.dtype
+    """Of the epilogue's operands and results."""
+    operand_dtype: jnp.dtype
+    """Of the rows and matrices that are multiplied: 8 bits, if they are quantised."""
+    row_align: int
     tpu: hardware.Tpu
 
     @functools.cached_property
@@ -231,6 +277,10 @@ class _Product:
     @property
     def tile_rows(self) -> int:
         return tile_rows(self.tpu)
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.operand_dtype.itemsize == 1
 
     @functools.cached_property
     def buffers(self) -> tuple[int, int]:
@@ -248,25 +298,37 @@ class _Product:
         result_parts: int = MATRICES_AND_RESULT_PARTS[-1][1],
     ) -> int:
         """Returns what the buffers take, and an epilogue's float32 values."""
-        epilogue, size = self.epilogue, self.dtype.itemsize
-        read = self.width_in + sum(epilogue.operand_slices) * tile
+        epilogue = self.epilogue
+        read = sum(epilogue.operand_slices) * tile
         written = sum(epilogue.output_slices) * tile
-        matrix = self.width_in * epilogue.product_slices * tile
-        rows = PART_ROWS * (ROW_PARTS * read + result_parts * written)
+        columns = epilogue.product_slices * tile
+        operands = (matrices * columns + PART_ROWS * ROW_PARTS) * self.width_in
+        others = PART_ROWS * (ROW_PARTS * read + result_parts * written)
         num_slices = sum(
             (epilogue.product_slices, *epilogue.operand_slices, *epilogue.output_slices)
         )
-        values = num_slices * min(tile, EPILOGUE_COLUMNS)
-        return (matrices * matrix + rows) * size + self.tile_rows * values * 4
+        values = self.tile_rows * num_slices * min(tile, EPILOGUE_COLUMNS)
+        if self.is_quantized:
+            # The columns' scales, in two buffers.
+            values += 2 * self.num_groups * columns
+        return (
+            operands * self.operand_dtype.itemsize
+            + others * self.dtype.itemsize
+            + values * 4
+        )
 
-    def pallas_call(self, x_RD: jax.Array, num_groups: int) -> Callable:
+    def pallas_call(self, x_RD: jax.Array) -> Callable:
         """Returns the kernel for rows like x; it takes `_multiply_kernel`'s inputs."""
         R, epilogue = x_RD.shape[0], self.epilogue
         outputs = [count * self.width for count in epilogue.output_slices]
         streamed = sum(epilogue.operand_slices) * self.width + sum(outputs)
-        num_weights = num_groups * self.width_in * epilogue.product_slices * self.width
+        columns = epilogue.product_slices * self.width
+        num_weights = self.num_groups * self.width_in * columns
         in_hbm = pl.BlockSpec(memory_space=pl.ANY)
         lanes = (_num_lane_rows(R), LANES)
+        # All of it: 4 bytes a row.
+        in_lanes = pl.BlockSpec(lanes, lambda *_: (0, 0))
+        scales = (epilogue.product_slices, self.num_groups, 1, self.tile)
         sums = (self.tpu.num_cores, *lanes)
         return pl.pallas_call(
             functools.partial(_multiply_kernel, product=self),
@@ -279,9 +341,10 @@ class _Product:
                 grid=(self.tpu.num_cores, self.width // self.tile),
                 in_specs=[
                     *(in_hbm, in_hbm, (in_hbm,) * len(epilogue.operand_slices)),
-                    # All of it: 4 bytes a row.
-                    pl.BlockSpec(lanes, lambda *_: (0, 0))
-                    if epilogue.is_weighted
+                    in_lanes if epilogue.is_weighted else None,
+                    in_lanes if self.is_quantized else None,
+                    pl.BlockSpec(scales, lambda core, column, *_: (0, 0, 0, column))
+                    if self.is_quantized
                     else None,
                 ],
                 out_specs=(
@@ -298,9 +361,9 @@ class _Product:
                 disable_bounds_checks=True,
             ),
             cost_estimate=pl.CostEstimate(
-                flops=2 * R * num_weights // num_groups,
-                bytes_accessed=(x_RD.size + num_weights + R * streamed)
-                * self.dtype.itemsize,
+                flops=2 * R * num_weights // self.num_groups,
+                bytes_accessed=(x_RD.size + num_weights) * self.operand_dtype.itemsize
+                + R * streamed * self.dtype.itemsize,
                 transcendentals=0,
             ),
             name=epilogue.name + ("_transposed" if self.contracted else ""),
@@ -314,41 +377,45 @@ class _Product:
             (columns, self.width_in) if self.contracted else (self.width_in, columns)
         )
 
-        def stream(width: int, parts: int) -> tuple:
+        def stream(width: int, parts: int, dtype: jnp.dtype = self.dtype) -> tuple:
             buffers = max(1, parts * PART_ROWS // self.tile_rows)
-            tiles = pltpu.VMEM((buffers, self.tile_rows, width), self.dtype)
+            tiles = pltpu.VMEM((buffers, self.tile_rows, width), dtype)
             return tiles, pltpu.SemaphoreType.DMA((buffers,))
 
         outputs = [count * self.tile for count in self.epilogue.output_slices]
         return [
-            stream(self.width_in, ROW_PARTS),
-            pltpu.VMEM((matrices, *matrix), self.dtype),
+            stream(self.width_in, ROW_PARTS, self.operand_dtype),
+            pltpu.VMEM((matrices, *matrix), self.operand_dtype),
             pltpu.SemaphoreType.DMA((matrices,)),
             tuple(
                 stream(count * self.tile, ROW_PARTS)
                 for count in self.epilogue.operand_slices
             ),
             tuple(stream(width, result_parts) for width in outputs),
-            tuple(pltpu.VMEM((ROW_ALIGN, width), self.dtype) for width in outputs),
+            tuple(pltpu.VMEM((self.row_align, width), self.dtype) for width in outputs),
         ]
 
 
 def _multiply_kernel(plan, *refs, product: _Product) -> None:
     """Gives each reference its place in `_Multiply`."""
-    x, w, operands, row_weights, outputs, sums, *scratch = refs
+    x, w, operands, row_weights, row_scales, column_scales, *refs = refs
+    outputs, sums, *scratch = refs
     x_stream, w_tiles, w_done, operand_streams, output_streams, carries = scratch
     epilogue = product.epilogue
+    streams = functools.partial(_streams, align=plan.row_align)
     _Multiply(
         plan=plan,
         product=product,
-        x=_Stream(x, *x_stream, slices=1),
+        x=_Stream(x, *x_stream, slices=1, align=plan.row_align),
         w=w,
         w_tiles=w_tiles,
         w_done=w_done,
-        operands=_streams(operands, operand_streams, epilogue.operand_slices),
-        outputs=_streams(outputs, output_streams, epilogue.output_slices),
+        operands=streams(operands, operand_streams, epilogue.operand_slices),
+        outputs=streams(outputs, output_streams, epilogue.output_slices),
         carries=carries,
         row_weights=row_weights,
+        row_scales=row_scales,
+        column_scales=column_scales,
         sums=sums,
     ).run()
 
@@ -362,6 +429,7 @@ class _Stream:
     """[buffers, tile_rows, slices * tile]."""
     done: jax.Ref
     slices: int
+    align: int
 
     def reads(self, j, first, count) -> list:
         """Returns the copies of rows from HBM to tile j's buffer."""
@@ -380,8 +448,8 @@ class _Stream:
     def ends(self, j, first, count) -> list[tuple]:
         return [
             (
-                self.hbm.at[_rows(first, count), there],
-                self.tiles.at[self.slot(j), _rows(0, count), here],
+                self.hbm.at[_rows(first, count, self.align), there],
+                self.tiles.at[self.slot(j), _rows(0, count, self.align), here],
             )
             for there, here in _columns(
                 self.hbm.shape[1],
@@ -400,9 +468,9 @@ class _Stream:
         return j & (self.buffers - 1)
 
 
-def _streams(refs, buffers, slices) -> list[_Stream]:
+def _streams(refs, buffers, slices, *, align: int) -> list[_Stream]:
     return [
-        _Stream(hbm, *pair, slices=count)
+        _Stream(hbm, *pair, slices=count, align=align)
         for hbm, pair, count in zip(refs, buffers, slices, strict=True)
     ]
 
@@ -441,6 +509,9 @@ class _Multiply:
     carries: Sequence[jax.Ref]
     """In VMEM, the block that a tile shares with the next, of each output."""
     row_weights: jax.Ref | None
+    row_scales: jax.Ref | None
+    column_scales: jax.Ref | None
+    """In VMEM, f32[slices, E, 1, tile]: a group's is found by a leading dimension."""
     sums: jax.Ref | None
     """In VMEM, f32[rows / 128, 128], row by row."""
 
@@ -528,13 +599,20 @@ class _Multiply:
         """Computes `rows` rows of tile j from `first` on, and adds the carried ones."""
         begin, end = self.field("begin_J", j) - first, self.field("end_J", j) - first
         row = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
-        weights = [] if self.row_weights is None else [self.row_weight(j, first, rows)]
+        weights, scales = (
+            [] if values is None else [self.of_rows(values, j, first, rows)]
+            for values in (self.row_weights, self.row_scales)
+        )
         total = jnp.zeros((rows, 1), jnp.float32)
-        at, block = _rows(first, rows), _rows(first, ROW_ALIGN)
+        align = self.product.row_align
+        at, block = _rows(first, rows, align), _rows(first, align, align)
         # A few columns after the other: the next are multiplied meanwhile.
         for column in range(0, self.product.tile, EPILOGUE_COLUMNS):
             count = min(EPILOGUE_COLUMNS, self.product.tile - column)
             slices = self.multiply_columns(j, at, column, count)
+            if scales:
+                slices = self.rescale_columns(j, slices, scales[0], column)
+            slices += self.operand_columns(j, at, column, count)
             results, terms = self.product.epilogue.apply(*slices, *weights)
             if terms is not None:
                 total += jnp.sum(terms, axis=1, keepdims=True)
@@ -545,26 +623,44 @@ class _Multiply:
                 result = jnp.where(row < end, result, 0.0).astype(out.tiles.dtype)
                 out.tiles[out.slot(j), at, columns] = result
                 out.tiles[out.slot(j), block, columns] = jnp.where(
-                    row[:ROW_ALIGN] < begin, carry[:, columns], result[:ROW_ALIGN]
+                    row[:align] < begin, carry[:, columns], result[:align]
                 )
         if self.sums is not None:
             total = jnp.where((row >= begin) & (row < end), total, 0.0)
             self.add_sums(j, first, total)
 
     def multiply_columns(self, j, at: pl.Slice, column: int, count: int) -> list:
-        """Returns these columns of the product's slices and of the operands'."""
+        """Returns these columns of the product's slices."""
         matrix = self.w_tiles.at[self.matrix_slot(self.field("order_J", j))]
         dot = functools.partial(
             jax.lax.dot_general,
             self.x.tiles[self.x.slot(j), at],
             dimension_numbers=(((1,), (self.product.contracted,)), ((), ())),
-            preferred_element_type=jnp.float32,
+            preferred_element_type=sum_dtype(self.product.operand_dtype),
         )
         slices = []
         for s in range(self.product.epilogue.product_slices):
             columns = pl.ds(s * self.product.tile + column, count)
             where = (columns,) if self.product.contracted else (slice(None), columns)
             slices.append(dot(matrix[where]))
+        return slices
+
+    def rescale_columns(self, j, slices: list, scales_C1, column: int) -> list:
+        """Returns what columns of a quantised product stand for, f32."""
+        assert self.column_scales is not None
+        group = self.field("group_J", j)
+        return [
+            rescale(
+                sums,
+                scales_C1,
+                self.column_scales[s, group, :, pl.ds(column, sums.shape[1])],
+            )
+            for s, sums in enumerate(slices)
+        ]
+
+    def operand_columns(self, j, at: pl.Slice, column: int, count: int) -> list:
+        """Returns these columns of the operands' slices, f32."""
+        slices = []
         for operand in self.operands:
             for s in range(operand.slices):
                 columns = pl.ds(s * self.product.tile + column, count)
@@ -580,15 +676,14 @@ class _Multiply:
             for s in range(out.slices)
         ]
 
-    def row_weight(self, j, first, rows: int) -> jax.Array:
-        """Returns the weights of a tile's rows, f32[rows, 1].
+    def of_rows(self, values: jax.Ref, j, first, rows: int) -> jax.Array:
+        """Returns what a tile's rows have one of, f32[rows, 1].
 
         In HBM they are 128 to a lane row, as an array [R, 1] takes 128 times its size.
         """
-        assert self.row_weights is not None
         found = jnp.zeros((rows, LANES), jnp.float32)
         for at, is_here in self.lane_rows(j, first, rows):
-            found += jnp.where(is_here, self.row_weights[at], 0.0)
+            found += jnp.where(is_here, values[at], 0.0)
         return jnp.sum(found, axis=1, keepdims=True)
 
     def add_sums(self, j, first, sums_C1: jax.Array) -> None:
@@ -615,10 +710,11 @@ class _Multiply:
 
     def save_last_blocks(self, j: jax.Array) -> None:
         """Keeps the block in which a tile ends; no tile needs it if it ends there."""
-        last = _round_down(self.field("end_J", j), ROW_ALIGN)
-        last = jnp.minimum(last, self.product.tile_rows - ROW_ALIGN)
+        align = self.product.row_align
+        last = _round_down(self.field("end_J", j), align)
+        last = jnp.minimum(last, self.product.tile_rows - align)
         for out, carry in zip(self.outputs, self.carries, strict=True):
-            carry[...] = out.tiles[out.slot(j), _rows(last, ROW_ALIGN)]
+            carry[...] = out.tiles[out.slot(j), _rows(last, align, align)]
 
     def zero_free_rows(self) -> None:
         """Writes the rows of nobody, before and after those that tiles write."""
@@ -644,7 +740,7 @@ class _Multiply:
 
     def reads(self, j) -> list:
         first = self.field("row_J", j)
-        rows = _round_up(self.field("end_J", j), ROW_ALIGN)
+        rows = _round_up(self.field("end_J", j), self.product.row_align)
         streams = (self.x, *self.operands)
         return [copy for stream in streams for copy in stream.reads(j, first, rows)]
 
@@ -712,7 +808,8 @@ class _Multiply:
         """Rows that tile j writes: the block that it shares waits for the next tile."""
         end = self.field("end_J", j)
         is_last = j == self.plan.num_tiles[self.core] - 1
-        return _round_down(jnp.where(is_last, end + ROW_ALIGN - 1, end), ROW_ALIGN)
+        align = self.product.row_align
+        return _round_down(jnp.where(is_last, end + align - 1, end), align)
 
     def field(self, name: str, index):
         """Reads a field of the plan at an index that counts from the core's first."""
@@ -745,11 +842,25 @@ def _zero_rows(out: _Stream, first, count) -> None:
     jax.lax.fori_loop(0, num_copies, wait, None)
 
 
-def _to_lanes(row_weights_R: jax.Array) -> jax.Array:
+def _to_operands(
+    x_RD: jax.Array | Quantized, w_EDF: jax.Array | Quantized, product: _Product
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+    """Returns rows, matrices, and their scales as the kernel wants them."""
+    if isinstance(x_RD, Quantized):
+        assert isinstance(w_EDF, Quantized)
+        slices = product.epilogue.product_slices
+        columns = jnp.stack(jnp.split(w_EDF.scales[:, None], slices, axis=2))
+        rows = _to_lanes(x_RD.scales, product.row_align)
+        return x_RD.values, w_EDF.values, rows, columns
+    assert not isinstance(w_EDF, Quantized)
+    return x_RD, w_EDF.astype(x_RD.dtype), None, None
+
+
+def _to_lanes(values_R: jax.Array, align: int) -> jax.Array:
     """Puts a number a row into lane rows of 128, as many as a tile may read."""
-    R = row_weights_R.shape[0]
-    padding = _num_lane_rows(_round_up(R, ROW_ALIGN)) * LANES - R
-    values = jnp.pad(row_weights_R.astype(jnp.float32), (0, padding))
+    R = values_R.shape[0]
+    padding = _num_lane_rows(_round_up(R, align)) * LANES - R
+    values = jnp.pad(values_R.astype(jnp.float32), (0, padding))
     return values.reshape(-1, LANES)
 
 
@@ -772,7 +883,7 @@ def _outer(
         return jnp.zeros((E, D, F), out_dtype)
     dtype = jnp.promote_types(x_RD.dtype, y_RF.dtype)
     x_RD, y_RF = (
-        jnp.pad(rows.astype(dtype), ((0, -R % ROW_ALIGN), (0, 0)))
+        jnp.pad(rows.astype(dtype), ((0, -R % plan.row_align), (0, 0)))
         for rows in (x_RD, y_RF)
     )
 
@@ -934,8 +1045,9 @@ class _Outer:
         return n & (self.x_tiles.shape[0] - 1)
 
     def reads(self, n):
-        slot, rows = self.slot(n), _round_up(self.field("end_J", n), ROW_ALIGN)
-        at, into = _rows(self.field("row_J", n), rows), _rows(0, rows)
+        align = self.plan.row_align
+        slot, rows = self.slot(n), _round_up(self.field("end_J", n), align)
+        at, into = _rows(self.field("row_J", n), rows, align), _rows(0, rows, align)
         columns_D, columns_F = self.columns
         return tuple(
             pltpu.make_async_copy(source, tiles.at[slot, into], done.at[slot])
@@ -986,10 +1098,10 @@ def _slot(number):
     return number & 1
 
 
-def _rows(first, count):
-    """A slice of rows whose start and size are multiples of `ROW_ALIGN`."""
+def _rows(first, count, align: int):
+    """A slice of rows whose start and size are multiples of `align`."""
     first, count = (
-        edge if isinstance(edge, int) else pl.multiple_of(edge, ROW_ALIGN)
+        edge if isinstance(edge, int) else pl.multiple_of(edge, align)
         for edge in (first, count)
     )
     return pl.ds(first, count)

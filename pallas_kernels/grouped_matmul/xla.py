@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from pallas_kernels.grouped_matmul.gradients import with_gradients
+from pallas_kernels.grouped_matmul.quantization import Quantized, dot
 
 # Row counts of the tiles. Larger than 256 wins nothing: 256 rows already hide the cost
 # of fetching a matrix. Steps of 32 compute 8 % more rows than owned at 192 a group.
@@ -94,14 +95,18 @@ def tile_rows(num_rows: int) -> tuple[int, ...]:
     return tuple(size for size in TILE_ROWS if size <= num_rows) or (num_rows,)
 
 
-def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePlan:
+def plan_rows(
+    begin_E: jax.Array, end_E: jax.Array, *, num_rows: int, itemsize: int = 2
+) -> TilePlan:
     """Cuts each group's rows into tiles, as the module describes.
 
     Args:
       begin_E: i32[E], first row of each group.
       end_E: i32[E], the row after its last.
       num_rows: R.
+      itemsize: bytes of an element of the rows; they are cut alike.
     """
+    del itemsize
     E, sizes = begin_E.shape[0], tile_rows(num_rows)
     largest = max(sizes[-1], 1)
     num_tiles_E = -(-(end_E - begin_E) // largest)
@@ -120,7 +125,11 @@ def plan_rows(begin_E: jax.Array, end_E: jax.Array, *, num_rows: int) -> TilePla
 
 
 def _multiply(
-    x_RD: jax.Array, w_EDF: jax.Array, tiles: TilePlan, *, contracted: int
+    x_RD: jax.Array | Quantized,
+    w_EDF: jax.Array | Quantized,
+    tiles: TilePlan,
+    *,
+    contracted: int,
 ) -> jax.Array:
     """Multiplies rows by matrices, over dimension `contracted` (0 or 1) of a matrix."""
     R = x_RD.shape[0]
@@ -130,25 +139,26 @@ def _multiply(
 
     def write_tile(j: jax.Array, out_RF: jax.Array) -> jax.Array:
         tile = tiles.at(j)
-        w_DF = _take(w_EDF, tile.group).astype(x_RD.dtype)
+        w_DF = jax.tree.map(lambda of_E: _take(of_E, tile.group), w_EDF)
+        if not isinstance(w_DF, Quantized):
+            w_DF = w_DF.astype(x_RD.dtype)
         return jax.lax.switch(tile.branch, branches, x_RD, w_DF, out_RF, tile)
 
-    zeros_RF = _zeros_like((R, w_EDF.shape[2 - contracted]), x_RD.dtype, x_RD)
+    zeros_RF = _zeros_like(
+        (R, w_EDF.shape[2 - contracted]), x_RD.dtype, jax.tree.leaves(x_RD)[0]
+    )
     return jax.lax.fori_loop(0, tiles.num_tiles, write_tile, zeros_RF)
 
 
 def _multiply_tile(contracted: int) -> Callable[..., jax.Array]:
-    dot = functools.partial(
-        jax.lax.dot_general,
-        dimension_numbers=(((1,), (contracted,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )
-
     def run(x_RD, w_DF, out_RF, tile, *, num_rows):
         start, is_owned_C1 = _place(tile, num_rows, x_RD.shape[0])
-        x_CD = jax.lax.dynamic_slice_in_dim(x_RD, start, num_rows)
+        x_CD = jax.tree.map(
+            lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, num_rows), x_RD
+        )
         old_CF = jax.lax.dynamic_slice_in_dim(out_RF, start, num_rows)
-        new_CF = jnp.where(is_owned_C1, dot(x_CD, w_DF).astype(old_CF.dtype), old_CF)
+        new_CF = dot(x_CD, w_DF, contracted=contracted).astype(old_CF.dtype)
+        new_CF = jnp.where(is_owned_C1, new_CF, old_CF)
         return jax.lax.dynamic_update_slice_in_dim(out_RF, new_CF, start, axis=0)
 
     return run

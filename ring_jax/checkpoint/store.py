@@ -27,8 +27,13 @@ from ring_jax.checkpoint.digests import digests
 from ring_jax.checkpoint.tree import flatten, layout, unflatten
 from ring_jax.config import ConfigError, ModelConfig
 
-# Settings that do not change what a trained model computes.
-_NOT_IDENTITY = ("init_std", "moe.implementation", "attention_implementation")
+# Settings that do not change what a trained model computes, or only how exactly.
+_NOT_IDENTITY = (
+    "init_std",
+    "moe.implementation",
+    "moe.quantization",
+    "attention_implementation",
+)
 
 _ADVICE = "Use the settings that wrote it, or another workdir."
 

@@ -18,8 +18,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pallas_kernels.expert_mlp import expert_mlp
+from pallas_kernels.grouped_matmul import (
+    Quantization,
+    RowPlan,
+    default_implementation,
+    plan_rows,
+    unsupported_quantization,
+)
 from ring_jax import sharding
-from ring_jax.config import ModelConfig, MoeConfig
+from ring_jax.config import ConfigError, ModelConfig, MoeConfig
 from ring_jax.model.layers import GatedMlp, normal, uniform
 from ring_jax.model.router import (
     RouterStats,
@@ -115,8 +122,7 @@ def _experts_on_device(
             gate_up_ED2F,
             down_EFD,
             row_weights_R,
-            plan.group_sizes_E,
-            implementation=_implementation(config),
+            _plan_rows(x_RD, gate_up_ED2F, plan.group_sizes_E, config=config),
         )
     with jax.named_scope("combine"):
         out_MD = _combine(y_RD, plan, x_MD.shape[0])
@@ -127,8 +133,24 @@ def _experts_on_device(
     return out_MD.astype(x_MD.dtype)
 
 
-def _implementation(config: MoeConfig) -> str | None:
-    return None if config.implementation == "auto" else config.implementation
+def _plan_rows(
+    x_RD: jax.Array, w_ED2F: jax.Array, group_sizes_E: jax.Array, *, config: MoeConfig
+) -> RowPlan:
+    """Returns how the products over the sorted rows are computed, as configured."""
+    implementation, quantization = config.implementation, None
+    if implementation == "auto":
+        implementation = default_implementation(x_RD, w_ED2F)
+    if config.quantization != "none":
+        # Rounding to the nearest needs no key, which each layer would have to be given.
+        quantization = Quantization(config.quantization)
+        if reason := unsupported_quantization(implementation, quantization):
+            raise ConfigError(f"model.moe.quantization: {reason}.")
+    return plan_rows(
+        group_sizes_E,
+        num_rows=x_RD.shape[0],
+        implementation=implementation,
+        quantization=quantization,
+    )
 
 
 @jax.tree_util.register_dataclass

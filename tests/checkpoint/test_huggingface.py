@@ -118,8 +118,8 @@ def test_every_setting_of_a_model_survives_config_json(config):
         for field in dataclasses.fields(kind)
     }
     # How experts and attention are computed is no property of the model.
-    implementations = {"implementation", "attention_implementation"}
-    assert fields - names == {"moe", "rope_scaling"} | implementations
+    computed = {"implementation", "quantization", "attention_implementation"}
+    assert fields - names == {"moe", "rope_scaling"} | computed
 
 
 def test_keys_that_readers_default_otherwise_are_written():

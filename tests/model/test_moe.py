@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routed layer: what it computes, and what it compiles to."""
 
+import dataclasses
 import re
 
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pallas_kernels import hardware
+from ring_jax.config import ConfigError
 from ring_jax.model.moe import Moe
 
 pytestmark = pytest.mark.usefixtures("mesh")
@@ -59,3 +62,36 @@ def test_forward_and_backward_hold_no_scatter(tiny):
     assert "stablehlo.gather" in lowered.as_text()
     assert "stablehlo.scatter" not in lowered.as_text()
     assert text is not None and not re.search(r"\bscatter\(", text)
+
+
+def test_quantised_experts_are_near_and_their_gradients_finite(tiny):
+    moe, x_BTD, is_token_BT = make(tiny)
+    eight = dataclasses.replace(
+        tiny, moe=dataclasses.replace(tiny.moe, quantization="int8")
+    )
+    rounded = Moe(eight, rngs=nnx.Rngs(jax.random.key(0)))
+    run = jax.jit(lambda moe, x_BTD: moe(x_BTD, is_token_BT, None)[0])
+    exact_BTD, found_BTD = run(moe, x_BTD), run(rounded, x_BTD)
+    error = jnp.linalg.norm(found_BTD - exact_BTD) / jnp.linalg.norm(exact_BTD)
+    # Two products, each about 1 % off (tests/pallas_kernels/test_quantization.py).
+    assert 0 < error < 0.03
+    grad = jax.jit(jax.grad(lambda moe: jnp.sum(jnp.square(run(moe, x_BTD)))))
+    norms = [jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(grad(rounded))]
+    exact = [jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(grad(moe))]
+    np.testing.assert_allclose(norms, exact, rtol=0.05)
+
+
+def test_a_type_that_the_chip_has_not_is_a_mistake_of_the_settings(tiny):
+    eight = dataclasses.replace(
+        tiny,
+        moe=dataclasses.replace(
+            tiny.moe, quantization="float8_e4m3fn", implementation="tpu"
+        ),
+    )
+    _, x_BTD, is_token_BT = make(tiny)
+    moe = Moe(eight, rngs=nnx.Rngs(jax.random.key(0)))
+    with (
+        hardware.pretend("TPU v6 lite"),
+        pytest.raises(ConfigError, match="moe.quantization: TPU v6 lite multiplies"),
+    ):
+        jax.eval_shape(moe.__call__, x_BTD, is_token_BT, None)
