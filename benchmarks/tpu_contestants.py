@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,12 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import (
 )
 
 from pallas_kernels import hardware
-from pallas_kernels.expert_mlp.epilogues import SWIGLU
+from pallas_kernels.expert_mlp.passes import MODELS, passes
+from pallas_kernels.expert_mlp.passes import Pass as LayerPass
 from pallas_kernels.grouped_matmul import (
-    fused_matmul,
     grouped_matmul,
     grouped_matmul_transposed,
     grouped_outer,
-    plan_rows,
     tpu,
 )
 from pallas_kernels.schedule import CHIPS, Kernel, Work
@@ -35,6 +34,18 @@ from pallas_kernels.schedule import CHIPS, Kernel, Work
 Pass = Literal["forward", "dlhs", "drhs"]
 PASSES: tuple[Pass, ...] = ("forward", "dlhs", "drhs")
 NUM_EXPERTS = 64
+LAYER_ORDER: tuple[tuple[str, Pass], ...] = (
+    ("gate+up", "forward"),
+    ("down", "forward"),
+    ("down", "dlhs"),
+    ("gate+up", "dlhs"),
+    ("down", "drhs"),
+    ("gate+up", "drhs"),
+)
+LAYER: dict[tuple[str, Pass], LayerPass] = dict(
+    zip(LAYER_ORDER, passes(MODELS["ling_lite"]), strict=True)
+)
+"""Ling-lite's expert layer, forward and backward."""
 
 type Scalars = dict[int, np.ndarray]
 
@@ -47,14 +58,11 @@ class Shape:
     width_in: int
     width_out: int
     num_experts: int = NUM_EXPERTS
-    slices: int = 1
-    """2: gate and up side by side, of which SwiGLU makes one in the forward pass."""
 
-    def work(self, pass_: Pass) -> Work:
+    def work(self) -> Work:
         """Returns the useful FLOPs, and operands and result once each in bfloat16."""
-        width_out = self.width_out // (self.slices if pass_ == "forward" else 1)
         matrices = self.num_experts * self.width_in * self.width_out
-        rows = self.num_rows * (self.width_in + width_out)
+        rows = self.num_rows * (self.width_in + self.width_out)
         return Work(
             flops=2 * self.num_rows * self.width_in * self.width_out,
             num_bytes=2 * (matrices + rows),
@@ -88,6 +96,7 @@ class Contestant:
     arguments: tuple[jax.ShapeDtypeStruct, ...]
     bind: Callable[[Kernel, np.ndarray], Scalars]
     """(kernel, group sizes) -> its operands in scalar memory."""
+    work: Work
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     python: str | None = None
     """Interpreter of the peer's environment; None: this one."""
@@ -99,8 +108,7 @@ class Contestant:
 
 
 def ours(shape: Shape, pass_: Pass, chip: str) -> Contestant:
-    """Returns our kernel; gate and up are followed by SwiGLU in the forward pass."""
-    arguments: tuple[Any, ...] = shape.arguments(pass_)
+    """Returns our kernel."""
     fn = {
         "forward": functools.partial(grouped_matmul, implementation="tpu"),
         "dlhs": functools.partial(grouped_matmul_transposed, implementation="tpu"),
@@ -108,20 +116,29 @@ def ours(shape: Shape, pass_: Pass, chip: str) -> Contestant:
             grouped_outer, dtype=jnp.bfloat16, implementation="tpu"
         ),
     }[pass_]
-    if shape.slices == 2 and pass_ == "forward":
-        weights_R = jax.ShapeDtypeStruct((shape.num_rows,), jnp.float32)
-        fn, arguments = swiglu_product, (*arguments, weights_R)
-    bind = functools.partial(_bind_ours, chip, shape.num_rows)
-    return Contestant(family="ours", fn=fn, arguments=arguments, bind=bind)
-
-
-def swiglu_product(x_RD, gate_up_EDF, sizes_E, weights_R):
-    """Multiplies by gate and up, and writes the weighted SwiGLU of the two."""
-    plan = plan_rows(sizes_E, num_rows=x_RD.shape[0], implementation="tpu")
-    (weighted_RF,), _ = fused_matmul(
-        x_RD, gate_up_EDF, plan, SWIGLU, row_weights_R=weights_R
+    return Contestant(
+        family="ours",
+        fn=fn,
+        arguments=shape.arguments(pass_),
+        bind=functools.partial(_bind_ours, chip, shape.num_rows),
+        work=shape.work(),
     )
-    return weighted_RF
+
+
+def ours_in_layer(projection: str, pass_: Pass, chip: str) -> Contestant:
+    """Returns the kernel that Ling-lite's expert layer has, with what it does besides.
+
+    That is SwiGLU forward and backward, and the routing weights'; the bound counts what
+    that reads and writes.
+    """
+    kernel = LAYER[projection, pass_]
+    return Contestant(
+        family="ours",
+        fn=kernel.run,
+        arguments=kernel.arguments,
+        bind=functools.partial(_bind_ours, chip, MODELS["ling_lite"].num_rows),
+        work=kernel.work,
+    )
 
 
 def _bind_ours(chip: str, num_rows: int, kernel: Kernel, sizes_E: np.ndarray):
@@ -176,6 +193,7 @@ def megablox_product(shape: Shape, pass_: Pass, tiling: Tiling) -> Contestant:
         fn=functools.partial(fn, tiling=tiling.astuple()),
         arguments=shape.arguments(pass_),
         bind=functools.partial(_bind_tiles, tiling.rows, pass_),
+        work=shape.work(),
         options=tiling.options,
     )
 
@@ -227,6 +245,7 @@ def ragged_dot(shape: Shape, pass_: Pass) -> Contestant:
         fn=fn,
         arguments=shape.arguments(pass_),
         bind=functools.partial(_bind_ragged, pass_),
+        work=shape.work(),
     )
 
 
@@ -284,6 +303,7 @@ def tokamax_v1(shape: Shape, pass_: Pass, tiling: Tiling, *, python: str) -> Con
         fn=fn,
         arguments=shape.arguments(pass_),
         bind=functools.partial(_bind_tiles, tiling.rows, pass_),
+        work=shape.work(),
         options=tiling.options,
         python=python,
     )
@@ -296,6 +316,7 @@ def tokamax_v2(shape: Shape, pass_: Pass, *, python: str) -> Contestant:
         fn=functools.partial(call, "benchmarks.tokamax_peer", f"{pass_}_v2"),
         arguments=shape.arguments(pass_),
         bind=_bind_sizes,
+        work=shape.work(),
         python=python,
     )
 

@@ -35,6 +35,7 @@ from benchmarks.tpu_contestants import (
     Tiling,
     megablox_product,
     ours,
+    ours_in_layer,
     ragged_dot,
     tokamax_v1,
     tokamax_v2,
@@ -48,10 +49,13 @@ from pallas_kernels.schedule import (
     UnknownValueError,
     compile_kernels,
     estimate,
+    zipf_sizes,
 )
 
 MODEL_DIM, EXPERT_DIM = 2048, 1408
 ROWS = (49_152, 196_608)
+FIRST_ROW = f"projection, R = {ROWS[0]:,}"
+EXPERTS_PER_TOKEN = 6
 KERNELS = ("ours", "megablox", "ragged_dot", "tokamax")
 GROUPS = ("zipf", "even", "multinomial")
 HEADLINE = "zipf"
@@ -75,6 +79,12 @@ def projection(num_rows: int = ROWS[0]) -> Shape:
     """Returns the shape of one of gate, up."""
     return Shape(num_rows, MODEL_DIM, EXPERT_DIM)
 
+
+# Ling-lite's expert layer: gate and up side by side.
+LAYER = {
+    "gate+up": Shape(ROWS[0], MODEL_DIM, 2 * EXPERT_DIM),
+    "down": Shape(ROWS[0], EXPERT_DIM, MODEL_DIM),
+}
 
 # Another simulator of the same compiler's dumps (libtpu 0.0.52), Zipf shares.
 SIMULATED = (
@@ -204,6 +214,7 @@ def main() -> None:
         )
     outcomes = run_all([task for chip in flags.chips for task in tasks(chip, flags)])
     print_rows(outcomes)
+    print_layers(outcomes)
     print_programs(outcomes)
     print(json.dumps(summary(references, checked, outcomes)))
 
@@ -234,12 +245,7 @@ def names_of(known: Iterable[str]):
 
 def tasks(chip: str, flags: argparse.Namespace) -> list[Task]:
     """Lists what a chip's table needs; the large R for the single projection only."""
-    shapes = {f"projection, R = {rows:,}": projection(rows) for rows in ROWS}
-    if "ours" in flags.kernels:
-        shapes |= {
-            "gate+up": Shape(ROWS[0], MODEL_DIM, 2 * EXPERT_DIM, slices=2),
-            "down": Shape(ROWS[0], EXPERT_DIM, MODEL_DIM),
-        }
+    shapes = {f"projection, R = {rows:,}": projection(rows) for rows in ROWS} | LAYER
     return [
         Task(chip, row, pass_, shape, contestant)
         for row, shape in shapes.items()
@@ -251,22 +257,44 @@ def tasks(chip: str, flags: argparse.Namespace) -> list[Task]:
 def contestants(
     row: str, shape: Shape, pass_: Pass, chip: str, flags: argparse.Namespace
 ) -> list[Contestant]:
-    """Returns ours, and for the single projection the peers asked for."""
-    found = [ours(shape, pass_, chip)] if "ours" in flags.kernels else []
-    if not row.startswith("projection"):
-        return found
-    tilings = MEGABLOX_TILINGS[chip][pass_]
+    """Returns ours, and the peers asked for; in the layer's rows those that it needs.
+
+    Megablox has no rows of gate and up: as peers use it, they are two projections.
+    """
+    is_alone = row not in LAYER
+    found, tilings = [], megablox_tilings(chip, row, pass_)
+    if "ours" in flags.kernels:
+        found.append(
+            ours(shape, pass_, chip) if is_alone else ours_in_layer(row, pass_, chip)
+        )
     if "megablox" in flags.kernels:
         found += [megablox_product(shape, pass_, tiling) for tiling in tilings]
-    if "ragged_dot" in flags.kernels:
+    if "ragged_dot" in flags.kernels and is_alone:
         found.append(ragged_dot(shape, pass_))
     # Its second version takes half a minute to compile.
     has_tokamax = "tokamax" in flags.kernels and flags.tokamax_python
-    if has_tokamax and shape.num_rows == ROWS[0]:
+    if has_tokamax and shape == projection():
         python = flags.tokamax_python
         found.append(tokamax_v1(shape, pass_, tilings[0], python=python))
         found.append(tokamax_v2(shape, pass_, python=python))
     return found
+
+
+def megablox_tilings(chip: str, row: str, pass_: Pass) -> tuple[Tiling, ...]:
+    """Returns the best for a row's shape; the down projection is gate's transposed."""
+    if row == "gate+up":
+        return ()
+    of_gate = MEGABLOX_TILINGS[chip]
+    if row != "down":
+        return of_gate[pass_]
+    if pass_ == "drhs":
+        return tuple(
+            dataclasses.replace(
+                tiling, width_in=EXPERT_DIM, width_out=of_gate["dlhs"][0].width_out
+            )
+            for tiling in of_gate["drhs"]
+        )
+    return of_gate["dlhs" if pass_ == "forward" else "forward"]
 
 
 def calibration_task(reference: Reference) -> Task:
@@ -305,7 +333,7 @@ def run_task(task: Task) -> Outcome:
             groups: estimate(
                 kernel,
                 contestant.bind(kernel, group_sizes(groups, task.shape)),
-                work=task.shape.work(task.pass_),
+                work=contestant.work,
             )
             for groups in task.groups
         }
@@ -315,23 +343,17 @@ def run_task(task: Task) -> Outcome:
 
 
 def group_sizes(groups: str, shape: Shape) -> np.ndarray:
-    """Returns rows by expert; always the same.
-
-    Zipf: shares in proportion to 1 / rank ** 0.8, the ranks dealt to the experts at
-    random.
-    """
+    """Returns rows by expert; always the same."""
     R, E = shape.num_rows, shape.num_experts
-    rng = np.random.default_rng(0)
-    if groups == "tokamax":
-        return np.array(TOKAMAX_SIZES)
-    if groups == "even":
-        return np.full(E, R // E)
-    if groups == "multinomial":
-        return rng.multinomial(R, np.full(E, 1 / E))
-    share_E = 1 / np.arange(1, E + 1) ** 0.8
-    sizes_E = np.floor(share_E / share_E.sum() * R).astype(int)
-    sizes_E[0] += R - sizes_E.sum()
-    return rng.permutation(sizes_E)
+    match groups:
+        case "tokamax":
+            return np.array(TOKAMAX_SIZES)
+        case "even":
+            return np.full(E, R // E)
+        case "multinomial":
+            return np.random.default_rng(0).multinomial(R, np.full(E, 1 / E))
+        case _:
+            return zipf_sizes(R, E)
 
 
 def progress(outcome: Outcome) -> str:
@@ -401,6 +423,69 @@ def print_rows(outcomes: Sequence[Outcome]) -> None:
         print(f"{head} {cells} | {peak:.1f} % |")
 
 
+def print_layers(outcomes: Sequence[Outcome]) -> None:
+    """Prints the time of the whole expert layer, where all of its kernels are there."""
+    print("\n| chip | layer of | kernels us | around them at least us | together |")
+    print("|---|---|---|---|---|")
+    for chip, by_family in layers(outcomes).items():
+        for family, (kernels, around) in by_family.items():
+            print(
+                f"| {chip} | {family} | {1e6 * kernels:.0f} | {1e6 * around:.0f} "
+                f"| {1e6 * (kernels + around):.0f} |"
+            )
+
+
+def layers(outcomes: Sequence[Outcome]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Returns seconds forward and backward by chip and family, Zipf shares.
+
+    First those of the kernels: six of ours; nine of megablox, as its users have them,
+    with gate and up apart. Then those of what XLA does around them, as if that had all
+    of HBM's bandwidth and fused perfectly: a lower bound.
+    """
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for chip in dict.fromkeys(outcome.task.chip for outcome in outcomes):
+        for family, rows in (
+            ("ours", ("gate+up", "down")),
+            ("megablox", (FIRST_ROW, FIRST_ROW, "down")),
+        ):
+            times = [
+                min(
+                    (
+                        outcome.estimates[HEADLINE].seconds
+                        for outcome in outcomes
+                        if outcome.reason is None
+                        and (outcome.task.chip, outcome.task.row) == (chip, row)
+                        and outcome.task.pass_ == pass_
+                        and outcome.task.contestant.family == family
+                    ),
+                    default=None,
+                )
+                for row in rows
+                for pass_ in PASSES
+            ]
+            if None not in times:
+                bandwidth = CHIPS[chip].tpu.hbm_bytes_per_second
+                around = bytes_around(family) / bandwidth
+                found.setdefault(chip, {})[family] = sum(filter(None, times)), around
+    return found
+
+
+def bytes_around(family: str) -> int:
+    """Returns what a layer reads and writes outside of its kernels, bfloat16.
+
+    Of both: dispatch and combine are gathers of R rows, forward and backward, from and
+    to M tokens. Of megablox, which fuses nothing: SwiGLU (2 F in, F out), its gradient
+    (3 F in, 2 F out), both operands of `tgmm` transposed, the sum of two gradients of
+    x, and the routing weights' gradient, which reads the layer's rows.
+    """
+    R, M = ROWS[0], ROWS[0] // EXPERTS_PER_TOKEN
+    by_model_dim, by_expert_dim = 6 * R + 2 * M, 0
+    if family == "megablox":
+        by_model_dim += (2 + 3 + 1) * R
+        by_expert_dim += (3 + 5 + 2) * R
+    return 2 * (by_model_dim * MODEL_DIM + by_expert_dim * EXPERT_DIM)
+
+
 def print_programs(outcomes: Sequence[Outcome]) -> None:
     """Prints what is exact: the compiled programs."""
     print(
@@ -439,6 +524,11 @@ def summary(
             place = chip if family == "ours" else chip.setdefault(family, {})
             place[task.pass_] = better(place.get(task.pass_), headline(outcome))
         chip.setdefault("rows", []).append(row_of(outcome))
+    for chip, by_family in layers(outcomes).items():
+        line[chip]["layer_microseconds"] = {
+            family: [round(1e6 * seconds) for seconds in both]
+            for family, both in by_family.items()
+        }
     return line | {
         "libtpu": next(o.compilation.libtpu_version for o in checked if o.compilation),
         "calibration": [

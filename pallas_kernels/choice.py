@@ -12,9 +12,10 @@ LOGGER = logging.getLogger("pallas_kernels")
 def log_choice(operation: str, implementation: str) -> None:
     """Logs, once a process, what an operation's program is made of."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    _log_once(operation, implementation, device.device_kind)
+    log_once(f"{operation}: {implementation} on {device.device_kind}")
 
 
 @functools.cache
-def _log_once(operation: str, implementation: str, device_kind: str) -> None:
-    LOGGER.info("%s: %s on %s", operation, implementation, device_kind)
+def log_once(message: str) -> None:
+    """Logs what a process needs to be told only once."""
+    LOGGER.info(message)

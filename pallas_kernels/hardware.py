@@ -130,7 +130,16 @@ def target_tpu() -> Tpu | None:
     That is the mesh's in force, which may be one to compile for ahead of time, or else
     the first device.
     """
-    if (tpu := _pretended.get()) is not None:
-        return tpu
+    return _pretended.get() or TPUS.get(_device_kind())
+
+
+def why_no_tpu() -> str | None:
+    """Returns why kernels for TPUs cannot run; None if they can."""
+    if target_tpu() is not None:
+        return None
+    return f"the device is {_device_kind()}, and it is for {', '.join(TPUS)}"
+
+
+def _device_kind() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return TPUS.get(device.device_kind) if device.platform == "tpu" else None
+    return device.device_kind

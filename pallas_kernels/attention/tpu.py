@@ -46,8 +46,8 @@ MAX_VISITS = 2**16
 
 def unsupported(query_BTNH: jax.Array, key_BTKH: jax.Array) -> str | None:
     """Returns why the operands cannot run: no TPU, another dtype, or too long."""
-    if hardware.target_tpu() is None:
-        return "no TPU is there, and none is compiled for"
+    if reason := hardware.why_no_tpu():
+        return reason
     if query_BTNH.dtype not in (jnp.float32, jnp.bfloat16):
         return f"it accumulates in float32, and an operand is {query_BTNH.dtype}"
     B, T = query_BTNH.shape[:2]

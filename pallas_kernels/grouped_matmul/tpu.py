@@ -37,6 +37,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import hardware
+from pallas_kernels.grouped_matmul import tiling
 from pallas_kernels.grouped_matmul.epilogue import PLAIN, Epilogue
 from pallas_kernels.grouped_matmul.gradients import with_gradients
 from pallas_kernels.grouped_matmul.quantization import (
@@ -45,33 +46,26 @@ from pallas_kernels.grouped_matmul.quantization import (
     rescale,
     sum_dtype,
 )
+from pallas_kernels.grouped_matmul.tiling import (
+    OuterShape,
+    ProductShape,
+    ProductTiles,
+)
 
-# A tile is one part, or two on chips whose matrix units are twice as wide: there a full
-# tile costs less than its two halves.
-PART_ROWS = 256
 BUCKET_ROWS = 32
 # A bfloat16 tile of the newest chips; a multiple of the older ones' 8 rows. Rows of
 # 8-bit numbers need more (`row_align`).
 ROW_ALIGN = 16
 TILE_ROW_BYTES = 32
-LANES = 128
-# Buffers are rings, of a power of two each: parts of rows, and as many matrices and
-# parts of results as fit. In short ones what is small waits for what is large.
-ROW_PARTS = 8
-MATRICES_AND_RESULT_PARTS = (8, 8), (4, 8), (2, 8), (2, 4), (2, 2)
-# An epilogue works on as many columns at once; a multiple of `LANES`.
-EPILOGUE_COLUMNS = 256
-# Shares of a core's VMEM: of the buffers below, and of those and what the compiler adds
-# (spills, the product of a tile before it is cast).
-VMEM_SHARE = 0.75
+# The share of a core's VMEM for what tiles take (`tiling.VMEM_SHARE`) and for what the
+# compiler adds.
 VMEM_LIMIT = 0.95
-NO_TPU = "no TPU is there, and none is compiled for"
 
 
 def unsupported(a: jax.Array, b: jax.Array) -> str | None:
     """Returns why the operands cannot run: no TPU, or another dtype."""
-    if hardware.target_tpu() is None:
-        return NO_TPU
+    if reason := hardware.why_no_tpu():
+        return reason
     for dtype in (a.dtype, b.dtype):
         if dtype not in (jnp.float32, jnp.bfloat16):
             return f"it accumulates in float32, and an operand is {dtype}"
@@ -80,8 +74,9 @@ def unsupported(a: jax.Array, b: jax.Array) -> str | None:
 
 def unsupported_quantization(quantization: Quantization) -> str | None:
     """Returns why products cannot be quantised so: what the chip would convert."""
-    if (tpu := hardware.target_tpu()) is None:
-        return NO_TPU
+    if reason := hardware.why_no_tpu():
+        return reason
+    tpu = _target()
     for dtype in quantization.dtypes:
         if dtype not in tpu.eight_bit_types:
             return (
@@ -126,11 +121,6 @@ class TilePlan:
     """Rows of a block: tiles and copies of rows start and end with one."""
 
 
-def tile_rows(tpu: hardware.Tpu) -> int:
-    """Returns how many rows a full tile has."""
-    return PART_ROWS * tpu.matrix_unit_width // LANES
-
-
 def row_align(itemsize: int) -> int:
     """Returns how many rows of such elements lie together in memory, at least."""
     return max(ROW_ALIGN, TILE_ROW_BYTES // itemsize)
@@ -147,7 +137,7 @@ def plan_rows(
       num_rows: R.
       itemsize: bytes of an element of the rows, or more.
     """
-    num_cores, rows = _target().num_cores, tile_rows(_target())
+    num_cores, rows = _target().num_cores, tiling.tile_rows(_target())
     align = row_align(itemsize)
     E = begin_E.shape[0]
     # A group rounds up twice: to whole tiles, and by the rows before its first.
@@ -270,52 +260,42 @@ class _Product:
     tpu: hardware.Tpu
 
     @functools.cached_property
+    def tiles(self) -> ProductTiles:
+        """What the kernel holds at once."""
+        return tiling.choose_tiles(self.shape, self.tpu)
+
+    @property
+    def shape(self) -> ProductShape:
+        """What the tiles depend on."""
+        return ProductShape(
+            kernel=self.name,
+            num_groups=self.num_groups,
+            width_in=self.width_in,
+            width=self.width,
+            product_slices=self.epilogue.product_slices,
+            slices_read=sum(self.epilogue.operand_slices),
+            slices_written=sum(self.epilogue.output_slices),
+            itemsize=self.dtype.itemsize,
+            operand_itemsize=self.operand_dtype.itemsize,
+        )
+
+    @property
+    def name(self) -> str:
+        """What the compiled program calls the kernel."""
+        return self.epilogue.name + ("_transposed" if self.contracted else "")
+
+    @property
     def tile(self) -> int:
         """Columns of each slice that the kernel holds at once."""
-        return _width_tile(self.epilogue.name, self.width, self.vmem_bytes, self.tpu)
+        return self.tiles.columns
 
     @property
     def tile_rows(self) -> int:
-        return tile_rows(self.tpu)
+        return tiling.tile_rows(self.tpu)
 
     @property
     def is_quantized(self) -> bool:
         return self.operand_dtype.itemsize == 1
-
-    @functools.cached_property
-    def buffers(self) -> tuple[int, int]:
-        """Matrices, and parts of results, that the kernel holds at once."""
-        budget = int(VMEM_SHARE * self.tpu.vmem_bytes)
-        for counts in MATRICES_AND_RESULT_PARTS[:-1]:
-            if self.vmem_bytes(self.tile, *counts) <= budget:
-                return counts
-        return MATRICES_AND_RESULT_PARTS[-1]
-
-    def vmem_bytes(
-        self,
-        tile: int,
-        matrices: int = MATRICES_AND_RESULT_PARTS[-1][0],
-        result_parts: int = MATRICES_AND_RESULT_PARTS[-1][1],
-    ) -> int:
-        """Returns what the buffers take, and an epilogue's float32 values."""
-        epilogue = self.epilogue
-        read = sum(epilogue.operand_slices) * tile
-        written = sum(epilogue.output_slices) * tile
-        columns = epilogue.product_slices * tile
-        operands = (matrices * columns + PART_ROWS * ROW_PARTS) * self.width_in
-        others = PART_ROWS * (ROW_PARTS * read + result_parts * written)
-        num_slices = sum(
-            (epilogue.product_slices, *epilogue.operand_slices, *epilogue.output_slices)
-        )
-        values = self.tile_rows * num_slices * min(tile, EPILOGUE_COLUMNS)
-        if self.is_quantized:
-            # The columns' scales, in two buffers.
-            values += 2 * self.num_groups * columns
-        return (
-            operands * self.operand_dtype.itemsize
-            + others * self.dtype.itemsize
-            + values * 4
-        )
 
     def pallas_call(self, x_RD: jax.Array) -> Callable:
         """Returns the kernel for rows like x; it takes `_multiply_kernel`'s inputs."""
@@ -325,7 +305,7 @@ class _Product:
         columns = epilogue.product_slices * self.width
         num_weights = self.num_groups * self.width_in * columns
         in_hbm = pl.BlockSpec(memory_space=pl.ANY)
-        lanes = (_num_lane_rows(R), LANES)
+        lanes = (_num_lane_rows(R), tiling.LANES)
         # All of it: 4 bytes a row.
         in_lanes = pl.BlockSpec(lanes, lambda *_: (0, 0))
         scales = (epilogue.product_slices, self.num_groups, 1, self.tile)
@@ -366,32 +346,32 @@ class _Product:
                 + R * streamed * self.dtype.itemsize,
                 transcendentals=0,
             ),
-            name=epilogue.name + ("_transposed" if self.contracted else ""),
+            name=self.name,
         )
 
     def scratch_shapes(self) -> list[Any]:
         """Returns the buffers that `_multiply_kernel` takes, in its order."""
-        matrices, result_parts = self.buffers
+        held = self.tiles
         columns = self.epilogue.product_slices * self.tile
         matrix = (
             (columns, self.width_in) if self.contracted else (self.width_in, columns)
         )
 
         def stream(width: int, parts: int, dtype: jnp.dtype = self.dtype) -> tuple:
-            buffers = max(1, parts * PART_ROWS // self.tile_rows)
-            tiles = pltpu.VMEM((buffers, self.tile_rows, width), dtype)
-            return tiles, pltpu.SemaphoreType.DMA((buffers,))
+            buffers = max(1, parts * tiling.PART_ROWS // self.tile_rows)
+            ring = pltpu.VMEM((buffers, self.tile_rows, width), dtype)
+            return ring, pltpu.SemaphoreType.DMA((buffers,))
 
         outputs = [count * self.tile for count in self.epilogue.output_slices]
         return [
-            stream(self.width_in, ROW_PARTS, self.operand_dtype),
-            pltpu.VMEM((matrices, *matrix), self.operand_dtype),
-            pltpu.SemaphoreType.DMA((matrices,)),
+            stream(self.width_in, held.row_parts, self.operand_dtype),
+            pltpu.VMEM((held.matrices, *matrix), self.operand_dtype),
+            pltpu.SemaphoreType.DMA((held.matrices,)),
             tuple(
-                stream(count * self.tile, ROW_PARTS)
+                stream(count * self.tile, held.row_parts)
                 for count in self.epilogue.operand_slices
             ),
-            tuple(stream(width, result_parts) for width in outputs),
+            tuple(stream(width, held.result_parts) for width in outputs),
             tuple(pltpu.VMEM((self.row_align, width), self.dtype) for width in outputs),
         ]
 
@@ -482,7 +462,7 @@ def _columns(
     if width == tile:
         return [(pl.ds(0, width), pl.ds(0, width))]
     part, step = tile // slices, width // slices
-    aligned = math.gcd(part, step, LANES)
+    aligned = math.gcd(part, step, tiling.LANES)
     return [
         (
             pl.ds(pl.multiple_of(s * step + program * part, aligned), part),
@@ -577,13 +557,13 @@ class _Multiply:
     def multiply_parts(self, j: jax.Array, end: jax.Array) -> None:
         """Computes a tile that is not full, each part with as few rows as hold it."""
         # Of a tile that is one part, what remains is less than a part.
-        num_parts = self.product.tile_rows // PART_ROWS
-        largest = PART_ROWS if num_parts > 1 else PART_ROWS - BUCKET_ROWS
+        num_parts = self.product.tile_rows // tiling.PART_ROWS
+        largest = tiling.PART_ROWS if num_parts > 1 else tiling.PART_ROWS - BUCKET_ROWS
         sizes = range(largest, 0, -BUCKET_ROWS)
 
         def run_part(part, _):
-            first = part * PART_ROWS
-            rows = jnp.minimum(end - first, PART_ROWS)
+            first = part * tiling.PART_ROWS
+            rows = jnp.minimum(end - first, tiling.PART_ROWS)
             # The branches are tried in order: of several parts all but one are full.
             branches = [
                 functools.partial(self.multiply, j, first, size) for size in sizes
@@ -593,7 +573,9 @@ class _Multiply:
         if num_parts == 1:
             run_part(0, None)
         else:
-            jax.lax.fori_loop(0, (end + PART_ROWS - 1) // PART_ROWS, run_part, None)
+            jax.lax.fori_loop(
+                0, (end + tiling.PART_ROWS - 1) // tiling.PART_ROWS, run_part, None
+            )
 
     def multiply(self, j: jax.Array, first: jax.Array | int, rows: int) -> None:
         """Computes `rows` rows of tile j from `first` on, and adds the carried ones."""
@@ -607,8 +589,9 @@ class _Multiply:
         align = self.product.row_align
         at, block = _rows(first, rows, align), _rows(first, align, align)
         # A few columns after the other: the next are multiplied meanwhile.
-        for column in range(0, self.product.tile, EPILOGUE_COLUMNS):
-            count = min(EPILOGUE_COLUMNS, self.product.tile - column)
+        step = self.product.tiles.epilogue_columns
+        for column in range(0, self.product.tile, step):
+            count = min(step, self.product.tile - column)
             slices = self.multiply_columns(j, at, column, count)
             if scales:
                 slices = self.rescale_columns(j, slices, scales[0], column)
@@ -681,7 +664,7 @@ class _Multiply:
 
         In HBM they are 128 to a lane row, as an array [R, 1] takes 128 times its size.
         """
-        found = jnp.zeros((rows, LANES), jnp.float32)
+        found = jnp.zeros((rows, tiling.LANES), jnp.float32)
         for at, is_here in self.lane_rows(j, first, rows):
             found += jnp.where(is_here, values[at], 0.0)
         return jnp.sum(found, axis=1, keepdims=True)
@@ -700,11 +683,11 @@ class _Multiply:
         Row r of all is in lane r % 128 of lane row r // 128.
         """
         first = self.field("row_J", j) + first
-        row = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 0)
-        lane = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
-        ahead = (first & (LANES - 1)) + row - lane
+        row = jax.lax.broadcasted_iota(jnp.int32, (rows, tiling.LANES), 0)
+        lane = jax.lax.broadcasted_iota(jnp.int32, (rows, tiling.LANES), 1)
+        ahead = (first & (tiling.LANES - 1)) + row - lane
         return [
-            (pl.ds((first >> 7) + n, 1), ahead == n * LANES)
+            (pl.ds((first >> 7) + n, 1), ahead == n * tiling.LANES)
             for n in range(_lane_rows_of(rows))
         ]
 
@@ -750,7 +733,7 @@ class _Multiply:
         Two at a time, until as many as there are buffers are ahead: more at once would
         keep rows waiting behind them.
         """
-        buffers = self.product.buffers[0]
+        buffers = self.product.tiles.matrices
         is_filling = order <= buffers - 3
         self.start_matrix(jnp.where(is_filling, 2 * order + 1, order + buffers - 1))
 
@@ -759,7 +742,7 @@ class _Multiply:
             self.start_matrix(2 * order + 2)
 
     def matrix_slot(self, order):
-        return order & (self.product.buffers[0] - 1)
+        return order & (self.product.tiles.matrices - 1)
 
     def start_matrix(self, order) -> None:
         @pl.when(order < self.plan.num_groups[self.core])
@@ -859,18 +842,18 @@ def _to_operands(
 def _to_lanes(values_R: jax.Array, align: int) -> jax.Array:
     """Puts a number a row into lane rows of 128, as many as a tile may read."""
     R = values_R.shape[0]
-    padding = _num_lane_rows(_round_up(R, align)) * LANES - R
+    padding = _num_lane_rows(_round_up(R, align)) * tiling.LANES - R
     values = jnp.pad(values_R.astype(jnp.float32), (0, padding))
-    return values.reshape(-1, LANES)
+    return values.reshape(-1, tiling.LANES)
 
 
 def _num_lane_rows(num_rows: int) -> int:
-    return num_rows // LANES + _lane_rows_of(2 * PART_ROWS)
+    return num_rows // tiling.LANES + _lane_rows_of(2 * tiling.PART_ROWS)
 
 
 def _lane_rows_of(rows: int) -> int:
     """Returns how many lane rows a tile touches at most; it starts at `ROW_ALIGN`s."""
-    return -(-(LANES - ROW_ALIGN + rows) // LANES)
+    return -(-(tiling.LANES - ROW_ALIGN + rows) // tiling.LANES)
 
 
 def _outer(
@@ -886,16 +869,18 @@ def _outer(
         jnp.pad(rows.astype(dtype), ((0, -R % plan.row_align), (0, 0)))
         for rows in (x_RD, y_RF)
     )
-
     out_bytes = jnp.dtype(out_dtype).itemsize
-
-    def vmem(tile_D: int, tile_F: int) -> int:
-        sums = tile_D * tile_F * (4 + 2 * out_bytes)
-        return sums + ROW_PARTS * PART_ROWS * (tile_D + tile_F) * dtype.itemsize
-
-    rows = tile_rows(tpu)
-    buffers = ROW_PARTS * PART_ROWS // rows
-    tile_D, tile_F = _outer_tile(D, F, vmem, tpu)
+    shape = OuterShape(
+        num_groups=E,
+        width_in=D,
+        width=F,
+        itemsize=dtype.itemsize,
+        result_itemsize=out_bytes,
+    )
+    tiles = tiling.choose_tiles(shape, tpu)
+    tile_D, tile_F = tiles.columns_in, tiles.columns
+    rows = tiling.tile_rows(tpu)
+    buffers = tiles.row_parts * tiling.PART_ROWS // rows
     return pl.pallas_call(
         lambda *refs: _Outer(*refs, step=rows // 2).run(),
         out_shape=_like((E, D, F), out_dtype, x_RD),
@@ -1120,50 +1105,6 @@ def _target() -> hardware.Tpu:
     tpu = hardware.target_tpu()
     assert tpu is not None, "`unsupported` lets nothing else through"
     return tpu
-
-
-def _outer_tile(
-    D: int, F: int, vmem: Callable[[int, int], int], tpu: hardware.Tpu
-) -> tuple[int, int]:
-    """Returns the largest part of a [D, F] matrix that fits, for each core its own.
-
-    It is all of one dimension, and a part of the other.
-    """
-    budget = int(VMEM_SHARE * tpu.vmem_bytes)
-    for count in range(tpu.num_cores, max(D, F) // LANES + 1):
-        for tile in ((D // count, F), (D, F // count)):
-            is_whole = tile[0] * tile[1] * count == D * F
-            is_aligned = (tile[0] == D or tile[0] % LANES == 0) and (
-                tile[1] == F or tile[1] % LANES == 0
-            )
-            if is_whole and is_aligned and vmem(*tile) <= budget:
-                return tile
-    if vmem(D, F) <= budget:
-        return D, F
-    raise NotImplementedError(_too_wide("grouped_outer", max(D, F), vmem(D, F), tpu))
-
-
-def _width_tile(
-    operation: str, width: int, vmem: Callable[[int], int], tpu: hardware.Tpu
-) -> int:
-    """Returns the widest tile that divides `width` and whose buffers fit into VMEM."""
-    budget = int(VMEM_SHARE * tpu.vmem_bytes)
-    for count in range(1, width // LANES + 1):
-        tile = width // count
-        if width % count == 0 and tile % LANES == 0 and vmem(tile) <= budget:
-            return tile
-    if vmem(width) <= budget:
-        return width
-    raise NotImplementedError(_too_wide(operation, width, vmem(width), tpu))
-
-
-def _too_wide(operation: str, width: int, num_bytes: int, tpu: hardware.Tpu) -> str:
-    return (
-        f"{operation}: rows of {width} and their buffers take {num_bytes:,} bytes of "
-        f"VMEM, {tpu.name} has {int(VMEM_SHARE * tpu.vmem_bytes):,} for them, and "
-        f"{width} has no tile that is a multiple of {LANES} and fits; pad the width to "
-        "one."
-    )
 
 
 def _like(shape, dtype, x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -22,6 +22,7 @@ from pallas_kernels.schedule.compile import (
     compile_kernels,
 )
 from pallas_kernels.schedule.estimate import Estimate, Work, estimate
+from pallas_kernels.schedule.skew import zipf_sizes
 from pallas_kernels.schedule.timeline import UnknownValueError
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "Work",
     "compile_kernels",
     "estimate",
+    "zipf_sizes",
 ]

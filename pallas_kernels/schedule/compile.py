@@ -2,8 +2,8 @@
 """Compiles a function ahead of time for a named chip and reads its Pallas kernels.
 
 libtpu takes its flags when it is loaded, so every compilation is a process of its own
-(`compiler_process.py`) and this one never loads libtpu. A compilation dumps hundreds of
-megabytes into a temporary folder, which is gone when this returns.
+(`compiler_process.py`) and this one never loads libtpu. A compilation dumps its final
+bundles into a temporary folder, which is gone when this returns.
 """
 
 import dataclasses
@@ -178,7 +178,8 @@ def _run_compiler(request: bytes, folder: Path, python: str) -> dict:
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
+        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        " --xla_jf_dump_llo_pass_label_regex=final_bundles",
     }
     reply = folder / "reply.pickle"
     try:

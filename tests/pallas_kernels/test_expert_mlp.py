@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import hardware
 from pallas_kernels.expert_mlp import expert_mlp, reference
-from pallas_kernels.grouped_matmul import plan_rows, tpu
+from pallas_kernels.grouped_matmul import plan_rows, tiling
 
 SMALL_PART = 64
 R, D, F = 200, 8, 16
@@ -47,7 +47,7 @@ def implementation(request, monkeypatch):
     if chip is None:
         yield name
         return
-    monkeypatch.setattr(tpu, "PART_ROWS", SMALL_PART)
+    monkeypatch.setattr(tiling, "PART_ROWS", SMALL_PART)
     with interpreted(chip):
         yield name
 
@@ -179,8 +179,7 @@ def test_widths_in_several_tiles_match_the_definition(monkeypatch):
     width, hidden, group_sizes = 128, 256, (30, 0, 71, 3)
     small = dataclasses.replace(hardware.TPUS["TPU v6 lite"], vmem_bytes=2_000_000)
     monkeypatch.setitem(hardware.TPUS, "TPU v6 lite", small)
-    monkeypatch.setattr(tpu, "PART_ROWS", 32)
-    monkeypatch.setattr(tpu, "EPILOGUE_COLUMNS", 128)
+    monkeypatch.setattr(tiling, "PART_ROWS", 32)
     inputs, grad_RD = operands(4, width=width, hidden=hidden)
     sizes_E = jnp.array(group_sizes, jnp.int32)
     expected = value_and_gradients(

@@ -13,6 +13,7 @@ from pallas_kernels.grouped_matmul import (
     grouped_matmul_transposed,
     grouped_outer,
     plan_rows,
+    tiling,
     tpu,
 )
 
@@ -34,7 +35,7 @@ CHIPS = {"one_core": "TPU v6 lite", "two_cores": "TPU v5p"}
 @pytest.fixture(params=CHIPS)
 def chip(request, monkeypatch):
     """A chip whose tiles are small, interpreted with its races detected."""
-    monkeypatch.setattr(tpu, "PART_ROWS", SMALL_PART)
+    monkeypatch.setattr(tiling, "PART_ROWS", SMALL_PART)
     with hardware.pretend(CHIPS[request.param]) as found:
         params = pltpu.InterpretParams(
             detect_races=True, num_cores_or_threads=found.num_cores
@@ -71,10 +72,10 @@ def test_several_tiles_a_group_match_the_reference(chip, group_sizes):
 def test_each_owned_row_lies_in_one_tile_of_its_group(
     group_sizes, num_cores, monkeypatch
 ):
-    monkeypatch.setattr(tpu, "PART_ROWS", SMALL_PART)
+    monkeypatch.setattr(tiling, "PART_ROWS", SMALL_PART)
     with hardware.pretend({1: "TPU v6 lite", 2: "TPU v5p"}[num_cores]) as found:
         plan = plan_rows(jnp.array(group_sizes), num_rows=R, implementation="tpu").tiles
-        tile_rows = tpu.tile_rows(found)
+        tile_rows = tiling.tile_rows(found)
     plan = jax.tree.map(np.asarray, plan)
     owner_R = np.full(R, -1)
     for core in range(num_cores):

@@ -22,6 +22,7 @@ from pallas_kernels.grouped_matmul import (
     grouped_matmul_transposed,
     grouped_outer,
     plan_rows,
+    tiling,
     tpu,
 )
 from pallas_kernels.grouped_matmul.quantization import EIGHT_BIT_TYPES, quantize
@@ -67,7 +68,7 @@ def case(request, monkeypatch):
     """Each implementation with each type that it has; small tiles, races detected."""
     run, dtype = request.param
     name, chip, _ = RUNS[run]
-    monkeypatch.setattr(tpu, "PART_ROWS", SMALL_PART)
+    monkeypatch.setattr(tiling, "PART_ROWS", SMALL_PART)
     with interpreted(chip) if chip else contextlib.nullcontext():
         yield name, dtype
 
@@ -322,8 +323,7 @@ def test_several_tiles_of_columns_take_their_own_scales(monkeypatch):
     width, hidden, sizes = 128, 256, (30, 0, 71, 3)
     small = dataclasses.replace(hardware.TPUS["TPU v6 lite"], vmem_bytes=1_000_000)
     monkeypatch.setitem(hardware.TPUS, "TPU v6 lite", small)
-    monkeypatch.setattr(tpu, "PART_ROWS", 32)
-    monkeypatch.setattr(tpu, "EPILOGUE_COLUMNS", 128)
+    monkeypatch.setattr(tiling, "PART_ROWS", 32)
     inputs, _ = layer_inputs(4, width=width, hidden=hidden)
     want = expert_mlp(*inputs, groups=make_plan("reference", sizes))
     with interpreted("TPU v6 lite"):
