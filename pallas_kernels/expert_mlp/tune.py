@@ -45,8 +45,12 @@ from pallas_kernels.schedule import (
 )
 
 MIN_GAIN = 0.005
-ROW_PARTS = (4, 16)
-MATRICES_AND_RESULT_PARTS = ((4, 8), (2, 8), (8, 4), (4, 4))
+# Matrices, tiles of rows, tiles of results.
+RINGS = (
+    *((8, 8, 8), (4, 8, 8), (8, 4, 4), (4, 4, 4)),
+    *((4, 4, 8), (2, 8, 8), (2, 4, 8), (2, 4, 2)),
+)
+OUTER_ROW_TILES = (2, 4, 8)
 EPILOGUE_COLUMNS = (128, 512)
 
 
@@ -131,31 +135,31 @@ def tune(chip: str, experts: Experts, pass_: Pass) -> dict[str, Any]:
 
 
 def what_to_change(shape: tiling.Shape) -> list[list[dict[str, int]]]:
-    """Lists values to try, of one or two fields together, one list after the other."""
-    rows = [{"row_parts": parts} for parts in ROW_PARTS]
+    """Lists values to try, of fields together, one list after the other."""
     if isinstance(shape, tiling.OuterShape):
-        return [rows]
+        return [[{"row_tiles": count} for count in OUTER_ROW_TILES]]
     rings = [
-        {"matrices": matrices, "result_parts": parts}
-        for matrices, parts in MATRICES_AND_RESULT_PARTS
+        {"matrices": matrices, "row_tiles": rows, "result_tiles": results}
+        for matrices, rows, results in RINGS
     ]
     columns = [{"epilogue_columns": count} for count in EPILOGUE_COLUMNS]
     is_fused = shape.product_slices + shape.slices_read > 1
-    return [rings, rows, columns] if is_fused else [rings, rows]
+    return [rings, columns] if is_fused else [rings]
 
 
 def is_worth_trying(
     tiles: Any, best: Any, shape: tiling.Shape, target: hardware.Tpu
 ) -> bool:
-    """Returns whether tiles fit and are not only shorter rings of matrices, results."""
+    """Returns whether tiles fit and are not only shorter rings of a product."""
     if tiles == best or tiling.unfit(shape, tiles, target):
         return False
-    rings = [
+    if isinstance(tiles, tiling.OuterTiles):
+        return True
+    longer = [
         getattr(tiles, name) - getattr(best, name)
-        for name in ("matrices", "result_parts")
-        if hasattr(tiles, name)
+        for name in ("matrices", "row_tiles", "result_tiles")
     ]
-    return not any(rings) or max(rings) > 0
+    return not any(longer) or max(longer) > 0
 
 
 def try_tiles(chip: str, experts: Experts, pass_: Pass, tiles: Any) -> Trial:

@@ -17,8 +17,8 @@ from pallas_kernels import hardware
 from pallas_kernels.choice import log_once
 
 PATH = Path(__file__).with_name("tiles.json")
-# Rows are counted in parts: a tile is one, or two on chips whose matrix units are twice
-# as wide, where a full tile costs less than its two halves.
+# A tile is one part, or two on chips whose matrix units are twice as wide: there a full
+# tile costs less than its two halves.
 PART_ROWS = 256
 LANES = 128
 # The share of a core's VMEM for what is held; the compiler adds to that (spills, the
@@ -38,9 +38,9 @@ class ProductTiles:
     columns: int
     """Of each slice of the product, of the epilogue's operands and of its outputs."""
     matrices: int
-    row_parts: int
-    """Of x, and of the epilogue's operands."""
-    result_parts: int
+    row_tiles: int
+    """Buffers for x, and for the epilogue's operands."""
+    result_tiles: int
     epilogue_columns: int = 256
     """An epilogue works on as many columns of each slice at once."""
 
@@ -53,7 +53,7 @@ class OuterTiles:
     """Of x: rows of the matrix that is summed."""
     columns: int
     """Of y: columns of that matrix."""
-    row_parts: int
+    row_tiles: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,42 +78,43 @@ class ProductShape:
     def vmem_bytes(self, tiles: ProductTiles, tpu: hardware.Tpu) -> int:
         """Returns what the buffers take, and an epilogue's float32 values."""
         columns = self.product_slices * tiles.columns
-        operands = tiles.matrices * columns + PART_ROWS * tiles.row_parts
+        rows = tile_rows(tpu)
+        operands = tiles.matrices * columns + rows * tiles.row_tiles
         others = tiles.columns * (
-            tiles.row_parts * self.slices_read
-            + tiles.result_parts * self.slices_written
+            tiles.row_tiles * self.slices_read
+            + tiles.result_tiles * self.slices_written
         )
         num_slices = self.product_slices + self.slices_read + self.slices_written
-        values = num_slices * min(tiles.columns, tiles.epilogue_columns)
-        values *= tile_rows(tpu)
+        values = rows * num_slices * min(tiles.columns, tiles.epilogue_columns)
         if self.operand_itemsize == 1:
             # The columns' scales, in two buffers.
             values += 2 * self.num_groups * columns
         return (
             operands * self.width_in * self.operand_itemsize
-            + PART_ROWS * others * self.itemsize
+            + rows * others * self.itemsize
             + values * 4
         )
 
     def candidates(self, tpu: hardware.Tpu) -> Iterator[ProductTiles]:
         """Yields tiles in order of preference: the most columns, the longest rings."""
         del tpu
-        rings = (8, 8), (4, 8), (2, 8), (2, 4), (2, 2)
+        rings = (8, 8, 8), (4, 8, 8), (4, 4, 4), (2, 8, 8), (2, 4, 4), (2, 4, 2)
         for count in range(1, max(1, self.width // LANES) + 1):
             columns = self.width // count
-            for matrices, result_parts in rings:
+            for matrices, row_tiles, result_tiles in rings:
                 yield ProductTiles(
                     columns=columns,
                     matrices=matrices,
-                    row_parts=8,
-                    result_parts=result_parts,
+                    row_tiles=row_tiles,
+                    result_tiles=result_tiles,
                 )
 
     def misfit(self, tiles: ProductTiles, tpu: hardware.Tpu) -> str | None:
         """Returns why the kernel cannot run with these tiles; None if it can."""
-        rings = {"matrices": tiles.matrices, "result_parts": tiles.result_parts}
+        del tpu
+        rings = ("matrices", "row_tiles", "result_tiles")
         return (
-            _misfit_of_rings(rings, tiles.row_parts, tpu)
+            _misfit_of_rings({name: getattr(tiles, name) for name in rings})
             or _misfit_of_columns("columns", tiles.columns, self.width)
             or _misfit_of_columns("epilogue_columns", tiles.epilogue_columns, None)
         )
@@ -135,10 +136,9 @@ class OuterShape:
 
     def vmem_bytes(self, tiles: OuterTiles, tpu: hardware.Tpu) -> int:
         """Returns what a group's sums, two results and the buffers of rows take."""
-        del tpu
         sums = tiles.columns_in * tiles.columns * (4 + 2 * self.result_itemsize)
         widths = tiles.columns_in + tiles.columns
-        return sums + tiles.row_parts * PART_ROWS * widths * self.itemsize
+        return sums + tiles.row_tiles * tile_rows(tpu) * widths * self.itemsize
 
     def candidates(self, tpu: hardware.Tpu) -> Iterator[OuterTiles]:
         """Yields tiles in order of preference: the largest that leave no core idle.
@@ -146,17 +146,21 @@ class OuterShape:
         They are all of one width, and a part of the other.
         """
         most = max(self.width_in, self.width) // LANES
+        row_tiles = 8 * PART_ROWS // tile_rows(tpu)
         for count in (*range(tpu.num_cores, most + 1), 1):
             for columns_in, columns in (
                 (self.width_in // count, self.width),
                 (self.width_in, self.width // count),
             ):
-                yield OuterTiles(columns_in=columns_in, columns=columns, row_parts=8)
+                yield OuterTiles(
+                    columns_in=columns_in, columns=columns, row_tiles=row_tiles
+                )
 
     def misfit(self, tiles: OuterTiles, tpu: hardware.Tpu) -> str | None:
         """Returns why the kernel cannot run with these tiles; None if it can."""
+        del tpu
         return (
-            _misfit_of_rings({}, tiles.row_parts, tpu)
+            _misfit_of_rings({"row_tiles": tiles.row_tiles})
             or _misfit_of_columns("columns_in", tiles.columns_in, self.width_in)
             or _misfit_of_columns("columns", tiles.columns, self.width)
         )
@@ -256,15 +260,10 @@ def unfit(shape: Any, tiles: Any, tpu: hardware.Tpu) -> str | None:
     return None
 
 
-def _misfit_of_rings(
-    rings: dict[str, int], row_parts: int, tpu: hardware.Tpu
-) -> str | None:
-    for name, count in (rings | {"row_parts": row_parts}).items():
+def _misfit_of_rings(rings: dict[str, int]) -> str | None:
+    for name, count in rings.items():
         if count < 2 or count & (count - 1):
             return f"{name}={count} must be a power of two from 2 on"
-    least = 2 * tile_rows(tpu) // PART_ROWS
-    if row_parts < least:
-        return f"row_parts={row_parts} must be {least} at least, two tiles"
     return None
 
 

@@ -357,21 +357,20 @@ class _Product:
             (columns, self.width_in) if self.contracted else (self.width_in, columns)
         )
 
-        def stream(width: int, parts: int, dtype: jnp.dtype = self.dtype) -> tuple:
-            buffers = max(1, parts * tiling.PART_ROWS // self.tile_rows)
+        def stream(width: int, buffers: int, dtype: jnp.dtype = self.dtype) -> tuple:
             ring = pltpu.VMEM((buffers, self.tile_rows, width), dtype)
             return ring, pltpu.SemaphoreType.DMA((buffers,))
 
         outputs = [count * self.tile for count in self.epilogue.output_slices]
         return [
-            stream(self.width_in, held.row_parts, self.operand_dtype),
+            stream(self.width_in, held.row_tiles, self.operand_dtype),
             pltpu.VMEM((held.matrices, *matrix), self.operand_dtype),
             pltpu.SemaphoreType.DMA((held.matrices,)),
             tuple(
-                stream(count * self.tile, held.row_parts)
+                stream(count * self.tile, held.row_tiles)
                 for count in self.epilogue.operand_slices
             ),
-            tuple(stream(width, held.result_parts) for width in outputs),
+            tuple(stream(width, held.result_tiles) for width in outputs),
             tuple(pltpu.VMEM((self.row_align, width), self.dtype) for width in outputs),
         ]
 
@@ -880,7 +879,7 @@ def _outer(
     tiles = tiling.choose_tiles(shape, tpu)
     tile_D, tile_F = tiles.columns_in, tiles.columns
     rows = tiling.tile_rows(tpu)
-    buffers = tiles.row_parts * tiling.PART_ROWS // rows
+    buffers = tiles.row_tiles
     return pl.pallas_call(
         lambda *refs: _Outer(*refs, step=rows // 2).run(),
         out_shape=_like((E, D, F), out_dtype, x_RD),

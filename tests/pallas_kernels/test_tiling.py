@@ -30,7 +30,7 @@ from pallas_kernels.schedule import CHIPS
 
 V6E = hardware.TPUS["TPU v6 lite"]
 SHAPE = ProductShape(kernel="grouped_matmul", num_groups=8, width_in=512, width=768)
-TILES = ProductTiles(columns=384, matrices=2, row_parts=4, result_parts=2)
+TILES = ProductTiles(columns=384, matrices=2, row_tiles=2, result_tiles=2)
 
 
 def entry(
@@ -111,8 +111,8 @@ def test_computed_tiles_are_the_largest_that_fit(vmem_bytes, num_cores):
         ({"columns": 500}, "columns=500 must be a multiple of 128 and divide 768"),
         ({"columns": 512}, "columns=512 must be a multiple of 128 and divide 768"),
         ({"matrices": 3}, "matrices=3 must be a power of two from 2 on"),
-        ({"result_parts": 0}, "result_parts=0 must be a power of two"),
-        ({"row_parts": 2}, "row_parts=2 must be 4 at least, two tiles"),
+        ({"result_tiles": 0}, "result_tiles=0 must be a power of two"),
+        ({"row_tiles": 1}, "row_tiles=1 must be a power of two from 2 on"),
         ({"epilogue_columns": 100}, "epilogue_columns=100 must be a multiple of 128"),
         ({"matrices": 1024}, "columns=384, .* bytes of 100,663,296 of VMEM"),
     ],
@@ -139,7 +139,7 @@ def test_tiles_of_unknown_chips_and_of_one_shape_twice_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the shape of an earlier one"):
         tiling.load(write(path, entry(), entry()))
     outer = OuterShape(num_groups=8, width_in=256, width=512)
-    tiles = OuterTiles(columns_in=256, columns=100, row_parts=8)
+    tiles = OuterTiles(columns_in=256, columns=100, row_tiles=8)
     with pytest.raises(ValueError, match="columns=100 must be .* divide 512"):
         tiling.load(write(path, entry(outer, tiles)))
 
@@ -164,9 +164,9 @@ def test_kernels_with_other_tiles_give_the_same(monkeypatch):
         return [rows[: sum(sizes)] for rows in outputs]
 
     tiles = ProductTiles(
-        columns=256, matrices=2, row_parts=4, result_parts=2, epilogue_columns=128
+        columns=256, matrices=2, row_tiles=2, result_tiles=2, epilogue_columns=128
     )
-    outer_tiles = OuterTiles(columns_in=128, columns=128, row_parts=4)
+    outer_tiles = OuterTiles(columns_in=128, columns=128, row_tiles=2)
     params = pltpu.InterpretParams(
         detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
     )
@@ -193,17 +193,17 @@ def test_kernels_with_other_tiles_give_the_same(monkeypatch):
 
 
 def test_shorter_rings_alone_are_not_tried():
-    best = ProductTiles(columns=768, matrices=8, row_parts=8, result_parts=4)
+    best = ProductTiles(columns=768, matrices=8, row_tiles=8, result_tiles=4)
 
     def is_tried(**change):
         tiles = dataclasses.replace(best, **change)
         return tune.is_worth_trying(tiles, best, SHAPE, V6E)
 
-    assert is_tried(row_parts=16)
-    assert is_tried(matrices=4, result_parts=8)
+    assert is_tried(row_tiles=16)
+    assert is_tried(matrices=4, result_tiles=8)
     assert not is_tried(matrices=4)
     assert not is_tried()
-    assert not is_tried(matrices=1024, result_parts=8)
+    assert not is_tried(matrices=1024, result_tiles=8)
 
 
 def test_a_tuned_entry_takes_the_place_of_its_own_shape_only(tmp_path, monkeypatch):
