@@ -21,5 +21,7 @@ if [ "${1:-}" = --aot ]; then
 fi
 "$repo/launch/setup.sh"
 cd -- "$repo"
-# Two workers: compiling takes most of the time, and uses one core at a time.
-exec .venv/bin/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not tpu and not aot' "$@" </dev/null
+# Two workers: compiling takes most of the time, and uses one core at a time. Files keep
+# the order of tests/conftest.py: those with few tests are not the short ones.
+exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+  -m 'not slow and not tpu and not aot' "$@" </dev/null

@@ -24,6 +24,11 @@ from ring_jax.config import MeshConfig  # noqa: E402  (devices are set first)
 from ring_jax.sharding import MESH_AXES, make_mesh  # noqa: E402  (devices are set first)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the tests that take longest, so that all workers end together."""
+    items.sort(key=lambda item: "train" not in item.path.parts)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="Rewrite the reviewed text files."
