@@ -29,6 +29,7 @@ from ring_jax.evaluate import Panel, panel_table
 from ring_jax.model import Transformer, abstract_transformer
 from ring_jax.report import write_report
 from ring_jax.train import Run, TrainingStoppedError, check_run, train
+from ring_jax.train.run_folder_lock import only_run_in
 from ring_jax.train.run_log import RunLog
 from ring_jax.train.tensorboard import tensorboard_mirror
 
@@ -53,6 +54,20 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     with console.status("reading and tokenizing"):
         data = prepare(config, workdir)
+    with only_run_in(workdir):
+        return _run(config, workdir, mesh, data, start=start, is_json=args.json)
+
+
+def _run(
+    config: RunConfig,
+    workdir: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    data: PreparedData,
+    *,
+    start: Callable[[], Transformer] | None,
+    is_json: bool,
+) -> int:
+    console = Console()
     (workdir / "mixture.json").write_text(
         json.dumps(mixture_table(config), indent=2) + "\n", "utf-8"
     )
@@ -77,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         difference = _export(config, workdir, data, state.model)
     report = write_report(workdir)
     print(f"report: {report}")
-    if args.json:
+    if is_json:
         out = {
             "status": status.DONE,
             "panels": panels,
