@@ -12,7 +12,11 @@ repo=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 workdir=$repo/runs/quickstart
 case "${1:-}" in
   '') ;;
-  --*) ;;
+  -h | --help)
+    sed -n 's/^# \{0,1\}//; 3,8p' "$0"
+    exit
+    ;;
+  -*) ;;
   *)
     workdir=$1
     shift

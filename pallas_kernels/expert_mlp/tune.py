@@ -108,7 +108,9 @@ def tune(chip: str, experts: Experts, pass_: Pass) -> dict[str, Any]:
     attempt = functools.partial(try_tiles, chip, experts, pass_)
     computed = best = attempt(tiling.compute_tiles(pass_.shape, target))
     if computed.reason is not None:
-        sys.exit(f"{chip}, {pass_.name}, {experts}: {computed.reason}")
+        print(f"tune: {chip}, {pass_.name}: {computed.reason}", file=sys.stderr)
+        # As `ring` ends where the environment, not the user, is at fault.
+        sys.exit(4)
     for changes in what_to_change(pass_.shape):
         for change in changes:
             tiles = dataclasses.replace(best.tiles, **change)

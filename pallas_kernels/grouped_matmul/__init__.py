@@ -116,6 +116,8 @@ def plan_rows(
     _check_window(group_sizes_E.shape[0], num_groups, group_offset)
     _check_name("plan_rows", implementation)
     _check_quantization(implementation, quantization)
+    if quantization is not None:
+        log_choice(f"products of {quantization.dtype} operands", implementation)
     sizes_E = group_sizes_E.astype(jnp.int32)
     end_E = jnp.cumsum(sizes_E)
     begin_E, end_E = (

@@ -22,7 +22,8 @@ def main() -> None:
         libtpu_version = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         raise ModuleNotFoundError(
-            "the TPU's compiler is not installed: pip install libtpu==0.0.50.1"
+            "the TPU's compiler is not installed: launch/setup.sh tpu, or pip "
+            "install libtpu==0.0.50.1"
         ) from None
     request = pickle.load(sys.stdin.buffer)
     topology = topologies.get_topology_desc(

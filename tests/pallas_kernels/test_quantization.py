@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import hardware
+from pallas_kernels import choice, hardware
 from pallas_kernels.expert_mlp import expert_mlp
 from pallas_kernels.grouped_matmul import (
     Quantization,
@@ -496,6 +496,13 @@ def test_a_plan_without_quantization_changes_nothing():
         eight = make_plan("tpu", TAIL)
     assert (plain.tiles.row_align, eight.tiles.row_align) == (tpu.ROW_ALIGN, 32)
     assert plain.quantization is None
+
+
+def test_the_log_says_that_operands_have_8_bits(caplog):
+    choice.log_once.cache_clear()
+    caplog.set_level("INFO", "pallas_kernels")
+    make_plan("xla", TAIL, dtype="int8")
+    assert caplog.messages == ["products of int8 operands: xla on cpu"]
 
 
 @pytest.mark.parametrize(
