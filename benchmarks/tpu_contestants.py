@@ -20,14 +20,12 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import (
     tgmm,
 )
 
-from pallas_kernels import hardware
-from pallas_kernels.expert_mlp.passes import MODELS, passes
+from pallas_kernels.expert_mlp.passes import MODELS, passes, plan_scalars
 from pallas_kernels.expert_mlp.passes import Pass as LayerPass
 from pallas_kernels.grouped_matmul import (
     grouped_matmul,
     grouped_matmul_transposed,
     grouped_outer,
-    tpu,
 )
 from pallas_kernels.schedule import CHIPS, Kernel, Work
 
@@ -143,17 +141,8 @@ def ours_in_layer(projection: str, pass_: Pass, chip: str) -> Contestant:
 
 def _bind_ours(chip: str, num_rows: int, kernel: Kernel, sizes_E: np.ndarray):
     del kernel
-    return _plan(chip, num_rows, tuple(sizes_E.tolist()))
-
-
-@functools.cache
-def _plan(chip: str, num_rows: int, sizes: tuple[int, ...]) -> Scalars:
-    """Returns the leaves of the plan: they are the kernel's first operands."""
-    sizes_E = jnp.asarray(sizes, jnp.int32)
-    end_E = jnp.cumsum(sizes_E)
-    with hardware.pretend(CHIPS[chip].device_kind):
-        plan = tpu.plan_rows(end_E - sizes_E, end_E, num_rows=num_rows)
-    return dict(enumerate(map(np.asarray, jax.tree.leaves(plan))))
+    kind = CHIPS[chip].device_kind
+    return plan_scalars(kind, num_rows, tuple(sizes_E.tolist()))
 
 
 @dataclasses.dataclass(frozen=True)

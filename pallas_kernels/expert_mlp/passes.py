@@ -7,11 +7,14 @@ keeps gate and up.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from pallas_kernels import hardware
 from pallas_kernels.expert_mlp.epilogues import SWIGLU_AND_INPUTS, SWIGLU_BACKWARD
 from pallas_kernels.grouped_matmul import (
     fused_matmul,
@@ -19,6 +22,7 @@ from pallas_kernels.grouped_matmul import (
     grouped_matmul_transposed,
     grouped_outer,
     plan_rows,
+    tpu,
 )
 from pallas_kernels.grouped_matmul.tiling import (
     OuterShape,
@@ -121,6 +125,18 @@ def passes(experts: Experts) -> Iterator[Pass]:
                 num_bytes=2 * (R * (width_in + width) + E * width_in * width),
             ),
         )
+
+
+@functools.cache
+def plan_scalars(
+    device_kind: str, num_rows: int, sizes: tuple[int, ...]
+) -> dict[int, np.ndarray]:
+    """Returns the leaves of the plan of group sizes: a kernel's first operands."""
+    sizes_E = jnp.asarray(sizes, jnp.int32)
+    end_E = jnp.cumsum(sizes_E)
+    with hardware.pretend(device_kind):
+        plan = tpu.plan_rows(end_E - sizes_E, end_E, num_rows=num_rows)
+    return dict(enumerate(map(np.asarray, jax.tree.leaves(plan))))
 
 
 def run_with_tiles(tiles: Tiles, run: Callable, *arguments: jax.Array):

@@ -22,19 +22,16 @@ import os
 import sys
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from pallas_kernels import hardware
 from pallas_kernels.expert_mlp.passes import (
     MODELS,
     Experts,
     Pass,
     passes,
+    plan_scalars,
     run_with_tiles,
 )
-from pallas_kernels.grouped_matmul import tiling, tpu
+from pallas_kernels.grouped_matmul import tiling
 from pallas_kernels.schedule import (
     CHIPS,
     CompileError,
@@ -170,20 +167,12 @@ def try_tiles(chip: str, experts: Experts, pass_: Pass, tiles: Any) -> Trial:
     try:
         compilation = compile_kernels(fn, *pass_.arguments, chip=chip)
         (kernel,) = compilation.kernels
-        seconds = estimate(kernel, plan(chip, experts), work=pass_.work).seconds
+        sizes = tuple(zipf_sizes(experts.num_rows, experts.num_experts).tolist())
+        scalars = plan_scalars(CHIPS[chip].device_kind, experts.num_rows, sizes)
+        seconds = estimate(kernel, scalars, work=pass_.work).seconds
     except (CompileError, UnknownValueError, ValueError) as error:
         return Trial(tiles, reason=str(error))
     return Trial(tiles, seconds, libtpu_version=compilation.libtpu_version)
-
-
-@functools.cache
-def plan(chip: str, experts: Experts) -> dict[int, np.ndarray]:
-    """Returns the leaves of the plan: they are a kernel's first operands."""
-    sizes_E = jnp.asarray(zipf_sizes(experts.num_rows, experts.num_experts))
-    end_E = jnp.cumsum(sizes_E)
-    with hardware.pretend(CHIPS[chip].device_kind):
-        tiles = tpu.plan_rows(end_E - sizes_E, end_E, num_rows=experts.num_rows)
-    return dict(enumerate(map(np.asarray, jax.tree.leaves(tiles))))
 
 
 def save(entry: dict[str, Any]) -> None:

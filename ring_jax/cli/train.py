@@ -51,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
     mesh = sharding.make_mesh(config.mesh)
     check_run(config, workdir, mesh)
     start = None if config.init_from is None else _initial_model(config)
-    console = Console()
-    with console.status("reading and tokenizing"):
+    with Console().status("reading and tokenizing"):
         data = prepare(config, workdir)
     with only_run_in(workdir):
         return _run(config, workdir, mesh, data, start=start, is_json=args.json)
