@@ -49,6 +49,7 @@ def run_together(settings: Mapping[str, Any], work: Callable[[], int]) -> int:
     group = meet(spot, settings)
     try:
         _initialize(spot)
+        group.answer_aborts()
         return group.leave(work())
     except BaseException as error:
         # A collective fails when a member dies, perhaps before the group hears of it.
@@ -75,7 +76,8 @@ def find_spot(environment: Mapping[str, str]) -> Spot | None:
         return _detect(seconds)
     if absent:
         raise ConfigError(
-            f"{' and '.join(absent)} not set; set {', '.join(names)} all, or none."
+            f"{' and '.join(absent)} must be set, too: all of {', '.join(names)}, or "
+            "none."
         )
     address = environment[COORDINATOR_ADDRESS]
     host, _, port = address.rpartition(":")
