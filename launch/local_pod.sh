@@ -45,14 +45,13 @@ start() {
   local index=$1
   shift
   # The printer outlives Ctrl-C, which the terminal sends to all, to print the last words.
-  exec {pipe}> >(trap '' INT TERM; exec sed -u "s/^/[$index] /")
+  exec {pipe}> >(trap '' HUP INT TERM; exec sed -u "s/^/[$index] /")
   printers+=($!)
   RING_PROCESS_ID=$index "$@" >&"$pipe" 2>&1 {pipe}>&- </dev/null &
   pids+=($!)
   exec {pipe}>&-
 }
 
-# Signals what still runs; SIGTERM, since a shell's background jobs ignore Ctrl-C.
 signal_all() {
   kill "-$1" "${pids[@]}" 2>/dev/null || true
 }
@@ -115,7 +114,10 @@ main() {
     return
   fi
 
-  trap 'signal_all TERM' INT TERM
+  # Each process in a group of its own: a terminal's Ctrl-C would reach them beside the
+  # signal that is passed on, and a second one ends a run without a checkpoint.
+  set -m
+  trap 'signal_all TERM' HUP INT TERM
   for ((word = 0; word < num_processes; word++)); do
     start "$word" "$python" -m ring_jax.cli.main train ${args[@]+"${args[@]}"}
   done

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import (
+    AbstractMesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -49,11 +55,18 @@ def _put(x: Any, sharding: Sharding) -> jax.Array:
 
 
 def layout(leaf: Any) -> Sharding:
-    """Returns where a leaf goes; what names no devices goes to the mesh in force."""
-    sharding = leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
+    """Returns where a leaf goes; what names no devices goes to the mesh in force.
+
+    Without a layout it goes to all of that mesh, or without a mesh to one device.
+    """
+    sharding, mesh = leaf.sharding, jax.sharding.get_mesh()
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
-        return NamedSharding(jax.sharding.get_mesh(), sharding.spec)
-    return sharding
+        return NamedSharding(mesh, sharding.spec)
+    if sharding is not None:
+        return sharding
+    if mesh.empty:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def _path(keys: tuple) -> str:

@@ -128,6 +128,14 @@ def test_a_save_from_eight_devices_restores_onto_the_mesh_in_force(tmp_path, mes
     store.close()
 
 
+def test_what_has_no_layout_is_restored_to_all_of_the_mesh_in_force(directory):
+    eight = sharding.make_mesh(MeshConfig(data=8))
+    wanted = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
+    with jax.set_mesh(eight):
+        _, arrays = read_newest(directory, lambda record: wanted)
+    assert arrays["step"].sharding == sharding.on_mesh(P(), eight)
+
+
 def _files(directory):
     return sorted(path for path in (directory / "2").rglob("*") if path.is_file())
 

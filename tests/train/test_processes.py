@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -192,13 +193,38 @@ def test_any_number_of_processes_has_the_losses_of_one(
     assert_same_run(workdir, one_process)
 
 
+def start_local_pod(num_processes: int, words: list[str]) -> subprocess.Popen:
+    """Starts the script as a terminal does, in a process group of its own."""
+    return subprocess.Popen(
+        # Whoever runs the tests in the background ignores Ctrl-C, and hands that down.
+        ["env", "--default-signal=INT", LOCAL_POD, str(num_processes), *words],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ring_processes(script: subprocess.Popen) -> list[int]:
+    """Process ids of a local pod, by their number."""
+    listed = pathlib.Path(f"/proc/{script.pid}/task/{script.pid}/children")
+    found = []
+    for pid in listed.read_text().split():
+        command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"ring_jax.cli.main" in command:
+            found.append(int(pid))
+    return found
+
+
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory) -> list[tuple[int, float]]:
     """Losses of two processes that nobody interrupted."""
     workdir = tmp_path_factory.mktemp("whole")
-    command = [LOCAL_POD, "2", *words_of(config, workdir, LONG)]
-    environment = os.environ | {"PYTHON": sys.executable}
-    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=300)
+    pod = start_local_pod(2, words_of(config, workdir, LONG))
+    said, _ = pod.communicate(timeout=300)
+    assert pod.returncode == status.DONE, said
     return losses(workdir)
 
 
@@ -242,3 +268,40 @@ def test_a_process_that_dies_ends_the_others_and_the_run_resumes_bit_exactly(
     assert "Traceback" not in pod.said(other)
     assert start([words] * 2).statuses() == [status.DONE] * 2
     assert losses(workdir) == whole
+
+
+@pytest.mark.slow
+def test_a_local_pod_of_four_is_killed_in_one_and_continues_bit_exactly(
+    config, tmp_path
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    steps = "--config.stages.base.num_steps=40"
+    pod = start_local_pod(4, words_of(config, whole, steps))
+    said, _ = pod.communicate(timeout=300)
+    assert pod.returncode == status.DONE, said
+    pod = start_local_pod(4, words_of(config, parts, steps))
+    wait_for_step(parts, STEPS_BEFORE_A_SIGNAL)
+    os.kill(ring_processes(pod)[2], signal.SIGKILL)
+    said, _ = pod.communicate(timeout=120)
+    assert pod.returncode == 128 + signal.SIGKILL, said
+    for number in (0, 1, 3):
+        assert f"[{number}] ring: error: process 2 was lost" in said
+    assert all(re.match(r"\[[0-3]\] ", line) for line in said.splitlines())
+    pod = start_local_pod(4, words_of(config, parts, steps))
+    said, _ = pod.communicate(timeout=300)
+    assert pod.returncode == status.DONE, said
+    assert losses(parts) == losses(whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_terminal_of_a_local_pod_stops_it_with_a_checkpoint(
+    config, tmp_path
+):
+    workdir = tmp_path / "run"
+    pod = start_local_pod(2, words_of(config, workdir, LONG))
+    wait_for_step(workdir, STEPS_BEFORE_A_SIGNAL)
+    os.killpg(pod.pid, signal.SIGINT)
+    said, _ = pod.communicate(timeout=120)
+    assert pod.returncode == status.INTERRUPTED, said
+    assert committed_steps(workdir)[-1] == losses(workdir)[-1][0] < 100
+    assert said.count("ring: interrupted; run the same command") == 2
