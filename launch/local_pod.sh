@@ -15,8 +15,9 @@
 set -euo pipefail
 
 repo=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-# Longer than a process takes to hear that another has ended, and to say so.
-readonly grace_seconds=45
+# A process hears that another has ended, and says so, within some ten seconds; one that
+# still waits for the others to come is told to stop after so many, and killed after twice.
+readonly grace_seconds=20
 
 fail() {
   printf 'local_pod: error: %s\n' "$*" >&2
@@ -52,8 +53,16 @@ start() {
   exec {pipe}>&-
 }
 
-signal_all() {
-  kill "-$1" "${pids[@]}" 2>/dev/null || true
+terminate_all() {
+  kill -TERM "${pids[@]}" 2>/dev/null || true
+}
+
+# Ends the given processes, which should have ended by themselves.
+end_after_grace() {
+  sleep "$grace_seconds"
+  kill -TERM "$@" 2>/dev/null || true
+  sleep "$grace_seconds"
+  kill -KILL "$@" 2>/dev/null || true
 }
 
 # Waits for all processes, whatever interrupts the wait; the first failure sets the clock.
@@ -70,11 +79,12 @@ wait_for_all() {
     unset "left[$pid]"
     if [ "$status" -ne 0 ] && [ -z "$first_failure" ]; then
       first_failure=$status
-      (sleep "$grace_seconds" && kill -KILL "${!left[@]}" 2>/dev/null) >/dev/null 2>&1 &
+      end_after_grace "${!left[@]}" >/dev/null 2>&1 &
       guard=$!
     fi
   done
-  [ -z "$guard" ] || kill "$guard" 2>/dev/null || true
+  # Its whole group: the sleep, too.
+  [ -z "$guard" ] || kill -- "-$guard" 2>/dev/null || true
 }
 
 main() {
@@ -117,7 +127,7 @@ main() {
   # Each process in a group of its own: a terminal's Ctrl-C would reach them beside the
   # signal that is passed on, and a second one ends a run without a checkpoint.
   set -m
-  trap 'signal_all TERM' HUP INT TERM
+  trap terminate_all HUP INT TERM
   for ((word = 0; word < num_processes; word++)); do
     start "$word" "$python" -m ring_jax.cli.main train ${args[@]+"${args[@]}"}
   done

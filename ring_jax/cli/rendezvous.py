@@ -10,6 +10,7 @@ minutes or by aborting, and a collective never. Messages are JSON, one a line.
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import ipaddress
 import json
 import os
@@ -19,8 +20,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 from ring_jax.cli import status
 from ring_jax.config import ConfigError
@@ -42,6 +43,8 @@ class Spot:
     num_processes: int
     process: int
     timeout_seconds: float
+    local_device: int | None = None
+    """The one device of its machine that is this process's; None: all are."""
 
     @property
     def host(self) -> str:
@@ -67,10 +70,6 @@ class Spot:
             return ipaddress.IPv4Address(self.host).is_loopback
         except ValueError:
             return False
-
-
-class LostProcessError(OSError):
-    """Another process ended, and this one cannot go on without it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +308,7 @@ class Group:
         self._present = set(peers)
         self._waiting: set[int] = set()
         self._code: int | None = None
+        self._has_given_up = False
         self._abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._answer_abort)
         threading.Thread(target=self._watch, name="processes", daemon=True).start()
 
@@ -319,26 +319,26 @@ class Group:
             return self._end
 
     def leave(self, code: int) -> int:
-        """Waits until all processes have come to their end, and returns process 0's.
+        """Waits until all have come to their end, and returns process 0's exit status.
+
+        If one ends otherwise, so does this one.
 
         Args:
           code: this process's exit status.
-
-        Raises:
-          LostProcessError: a process ended otherwise.
         """
         with self._changed:
             if self._process:
                 self._tell({"code": code})
             else:
                 self._changed.wait_for(lambda: self._end or self._all_wait())
-                self._code = code
-                self._tell({"code": code})
+                if self._end is None:
+                    self._code = code
+                    self._tell({"code": code})
             self._changed.wait_for(lambda: self._end or self._code is not None)
-            if self._end is not None:
-                raise LostProcessError(f"{self._end}.")
-            assert self._code is not None
-            return self._code
+            agreed = self._code
+        if agreed is None:
+            self.give_up()
+        return agreed
 
     def break_off(self, code: int, reason: str) -> None:
         """Tells the others that this process ends alone; `exit_at_once` must follow."""
@@ -346,8 +346,10 @@ class Group:
         with self._changed:
             self._end = self._end or end
             self._tell({"end": dataclasses.asdict(end)})
+        # Threads that wait for the others would keep Python from its end.
+        _after_grace(functools.partial(self.exit_at_once, code))
 
-    def exit_at_once(self, code: int) -> None:
+    def exit_at_once(self, code: int) -> NoReturn:
         """Ends the process without JAX's own farewell, which waits for those gone.
 
         Process 0 goes last: JAX aborts a process whose coordinator has gone.
@@ -370,7 +372,16 @@ class Group:
     def _answer_abort(self, signum: int) -> None:
         del signum
         if self.first_end(seconds=GRACE_SECONDS) is not None:
-            self._give_up()
+            self.give_up()
+
+    def give_up(self) -> NoReturn:
+        """Ends this process for the reason for which the first one ended."""
+        with self._changed:
+            assert self._end is not None
+            if not self._has_given_up:
+                self._has_given_up = True
+                print(f"ring: error: {self._end}.", file=sys.stderr, flush=True)
+        self.exit_at_once(self._end.code)
 
     def _all_wait(self) -> bool:
         return self._waiting == set(self._peers)
@@ -420,17 +431,16 @@ class Group:
         self._end = end
         if self._process == 0:
             self._tell({"end": dataclasses.asdict(end)})
-        timer = threading.Timer(GRACE_SECONDS, self._give_up)
-        timer.daemon = True
-        timer.start()
-
-    def _give_up(self) -> None:
-        assert self._end is not None
-        print(f"ring: error: {self._end}.", file=sys.stderr, flush=True)
-        self.exit_at_once(self._end.code)
+        _after_grace(self.give_up)
 
 
-def _exit(code: int) -> None:
+def _after_grace(action: Callable[[], None]) -> None:
+    timer = threading.Timer(GRACE_SECONDS, action)
+    timer.daemon = True
+    timer.start()
+
+
+def _exit(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

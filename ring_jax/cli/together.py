@@ -11,13 +11,7 @@ from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
 from jax._src.clusters.slurm_cluster import SlurmCluster
 
 from ring_jax.cli import status
-from ring_jax.cli.rendezvous import (
-    GRACE_SECONDS,
-    Group,
-    LostProcessError,
-    Spot,
-    meet,
-)
+from ring_jax.cli.rendezvous import GRACE_SECONDS, Group, Spot, meet
 from ring_jax.config import ConfigError
 
 COORDINATOR_ADDRESS = "RING_COORDINATOR_ADDRESS"
@@ -41,7 +35,8 @@ def run_together(settings: Mapping[str, Any], work: Callable[[], int]) -> int:
     Raises:
       ConfigError: the environment names half a place, a process is absent, or the
         settings differ.
-      LostProcessError: another process ended before this one.
+
+    A process without which this one cannot go on ends it, with a line and its status.
     """
     spot = find_spot(os.environ)
     if spot is None:
@@ -56,10 +51,8 @@ def run_together(settings: Mapping[str, Any], work: Callable[[], int]) -> int:
         is_collective = isinstance(error, jax.errors.JaxRuntimeError)
         end = group.first_end(seconds=GRACE_SECONDS if is_collective else 0.0)
         if end is not None and status.status_of(error) is None:
-            error = LostProcessError(f"{end}.")
+            group.give_up()
         _break_off(group, error)
-        if isinstance(error, LostProcessError):
-            raise error from None
         raise
 
 
@@ -103,30 +96,44 @@ def _start_timeout(environment: Mapping[str, str]) -> float:
 
 
 def _detect(seconds: float) -> Spot | None:
-    """Asks TPU pods and Slurm for this process's place."""
-    for cluster in _CLUSTERS:
-        if cluster.is_env_present():
-            count = cluster.get_process_count()
-            if count == 1:
-                return None
-            address = cluster.get_coordinator_address(
-                timeout_secs=int(seconds) + 1, override_coordinator_port=None
-            )
-            return Spot(address, count, cluster.get_process_id(), seconds)
-    return None
+    """Asks Slurm and TPU pods for this process's place."""
+    cluster = next((found for found in _CLUSTERS if found.is_env_present()), None)
+    if cluster is None or cluster.get_process_count() == 1:
+        return None
+    try:
+        address = cluster.get_coordinator_address(
+            timeout_secs=int(seconds) + 1, override_coordinator_port=None
+        )
+    except RuntimeError as error:
+        raise ConfigError(
+            f"this looks like one process of several ({cluster.name}), but: {error}. "
+            f"Set {COORDINATOR_ADDRESS}, {NUM_PROCESSES} and {PROCESS_ID}."
+        ) from None
+    return Spot(
+        address,
+        num_processes=cluster.get_process_count(),
+        process=cluster.get_process_id(),
+        timeout_seconds=seconds,
+        local_device=_local_device(os.environ),
+    )
+
+
+def _local_device(environment: Mapping[str, str]) -> int | None:
+    """Returns which device Slurm means for this process, where a node has several."""
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    # Such as 8(x2): eight on each of two nodes.
+    is_alone = tasks.partition("(")[0] == "1"
+    return None if is_alone else int(environment["SLURM_LOCALID"])
 
 
 def _initialize(spot: Spot) -> None:
     # It would take SIGTERM for itself, which the training loop answers.
     jax.config.update("jax_enable_preemption_service", False)
-    # Slurm starts a process per GPU, and JAX then gives each process its own.
-    is_slurm = _CLUSTERS[0].is_env_present()
-    local_device = _CLUSTERS[0].get_local_process_id() if is_slurm else None
     jax.distributed.initialize(
         spot.address,
         spot.num_processes,
         spot.process,
-        local_device_ids=local_device,
+        local_device_ids=spot.local_device,
         initialization_timeout=int(spot.timeout_seconds) + 1,
         coordinator_bind_address=spot.bind_address,
         cluster_detection_method="deactivate",

@@ -90,6 +90,26 @@ def test_a_place_is_read_from_the_environment():
     )
 
 
+@pytest.mark.parametrize(("tasks", "device"), [("4(x2)", 3), ("1(x8)", None)])
+def test_slurm_says_where_a_process_stands(monkeypatch, tasks, device):
+    slurm = {
+        "SLURM_JOB_ID": "5",
+        "SLURM_STEP_NODELIST": "node[03-04]",
+        "SLURM_NTASKS": "8",
+        "SLURM_PROCID": "7",
+        "SLURM_LOCALID": "3",
+        "SLURM_STEP_TASKS_PER_NODE": tasks,
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    spot = find_spot({})
+    assert spot is not None
+    assert (spot.host, spot.num_processes, spot.process) == ("node03", 8, 7)
+    assert spot.local_device == device
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert find_spot({}) is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
