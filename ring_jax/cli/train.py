@@ -168,7 +168,9 @@ def _checked_logits(data: PreparedData, model: Transformer) -> _Logits | None:
         return None
     rows = [row.ids for rows in data.rendered.values() for row in rows[:8]]
     stream = np.concatenate(rows)
-    num_rows, length = sharding.num_batch_shards(jax.sharding.get_mesh()), 64
+    num_rows = sharding.num_batch_shards(jax.sharding.get_mesh())
+    # Every device gathers all logits: long rows for a few, short ones for a pod.
+    length = min(64, max(8, 512 // num_rows))
     stream = np.resize(stream, num_rows * length)
     ids_BT = stream.reshape(num_rows, length).astype(np.int32)
     return _Logits(ids_BT, jax.device_get(_logits(model, ids_BT)))
