@@ -298,7 +298,8 @@ class RunConfig:
 
     seed: int = 0
     num_devices: int = 1
-    """Emulated devices on CPU; ignored where an accelerator is present."""
+    """Emulated devices on CPU; ignored where an accelerator is present, and in one of
+    several processes, where the launcher says how many each has."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -412,6 +413,17 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
 def to_json(config: Any) -> str:
     """Writes a resolved config as text, every setting in declaration order."""
     return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings of a tree by dotted name, such as `train.seq_len`."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_settings(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def run_config_from_json(text: str) -> RunConfig:

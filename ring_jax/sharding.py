@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -56,6 +57,17 @@ def num_batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["B"])
 
 
+def rows_of_process(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Returns which rows of a batch the devices of this process hold, ascending.
+
+    Devices may share rows, and stand apart in the mesh.
+    """
+    layout = on_mesh(activation("B"), mesh)
+    blocks = layout.addressable_devices_indices_map((batch_size,)).values()
+    rows_B = np.arange(batch_size)
+    return np.unique(np.concatenate([rows_B[index] for index in blocks if index]))
+
+
 def weight(dims: str) -> P:
     """Returns the layout of a parameter, for example `weight("DNH")`."""
     return P(*(WEIGHT_RULES.get(dim) for dim in dims))
@@ -69,6 +81,13 @@ def activation(dims: str) -> P:
 def on_mesh(spec: P, mesh: Mesh) -> NamedSharding:
     """Binds a layout to a mesh, for placing host arrays."""
     return NamedSharding(mesh, spec)
+
+
+def one_per_device(value: int, mesh: Mesh) -> jax.Array:
+    """Returns i32[devices]: on each device, the value that its own process gave."""
+    layout = on_mesh(P(mesh.axis_names), mesh)
+    mine = np.full((1,), value, np.int32)
+    return jax.make_array_from_callback((mesh.size,), layout, lambda index: mine)
 
 
 def replicated(x: jax.Array) -> jax.Array:

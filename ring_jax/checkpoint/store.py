@@ -23,9 +23,10 @@ import jax
 from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
+from ring_jax import processes
 from ring_jax.checkpoint.digests import digests
 from ring_jax.checkpoint.tree import flatten, layout, unflatten
-from ring_jax.config import ConfigError, ModelConfig
+from ring_jax.config import ConfigError, ModelConfig, flatten_settings
 
 # Settings that do not change what a trained model computes, or only how exactly.
 _NOT_IDENTITY = (
@@ -60,7 +61,11 @@ class Restored[T](NamedTuple):
 
 
 class Store:
-    """Writes and reads the checkpoints of one run; the only writer of their folder."""
+    """Writes and reads the checkpoints of one run; the only writer of their folder.
+
+    With several processes each has a store of the one folder, which all see, and
+    all call its methods in one order.
+    """
 
     def __init__(
         self, directory: str | Path, *, keep: int, model: ModelConfig | None = None
@@ -91,7 +96,8 @@ class Store:
 
     def latest(self) -> int | None:
         """Returns the newest committed step, or None where there is none."""
-        return max(_steps(self._directory), default=None)
+        newest = processes.from_first(max(_steps(self._directory), default=-1))
+        return None if newest < 0 else newest
 
     def save(
         self,
@@ -115,7 +121,7 @@ class Store:
           StorageError: when the disk has no room, or the save before this one failed.
         """
         self.wait()
-        if step in _steps(self._directory):
+        if processes.from_first(step in _steps(self._directory)):
             return
         arrays = flatten(state)
         _probe(self._directory, num_bytes=sum(x.nbytes for x in arrays.values()))
@@ -160,7 +166,7 @@ class Store:
             _refuse_extra_arrays(record, abstract)
             return abstract
 
-        good = _newest_good(self._directory, select)
+        good = _newest_good(self._directory, select, readers=None)
         for step in good.damaged:
             self._set_aside(step)
         return Restored(
@@ -193,18 +199,21 @@ class Store:
 
     def _clear_leftovers(self) -> None:
         # Orbax's own option does this in the background, after the constructor.
-        if jax.process_index() == 0:
+        if processes.is_first():
             for leftover in self._directory.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _set_aside(self, step: int) -> None:
-        source = self._directory / str(step)
-        target, number = source.with_suffix(".corrupt"), 1
-        while target.exists():
-            target, number = source.with_suffix(f".corrupt-{number}"), number + 1
-        if jax.process_index() == 0:
+        if processes.is_first():
+            source = self._directory / str(step)
+            target, number = source.with_suffix(".corrupt"), 1
+            while target.exists():
+                target, number = source.with_suffix(f".corrupt-{number}"), number + 1
             source.rename(target)
-        absl_logging.warning("checkpoint %d is damaged, moved to %s", step, target.name)
+            absl_logging.warning(
+                "checkpoint %d is damaged, moved to %s", step, target.name
+            )
+        processes.meet(f"set aside {step}")
         self._orbax.reload()
 
 
@@ -214,6 +223,7 @@ def read_newest(
     """Reads some arrays of the newest step that verifies, changing nothing on disk.
 
     For readers beside a live run, such as `ring export`, and of a part of the state.
+    One of several processes may call it alone.
 
     Args:
       directory: a run's `checkpoints/`.
@@ -227,7 +237,9 @@ def read_newest(
       ConfigError: when there is no checkpoint, or it lacks one of the arrays.
       StorageError: when no step verifies.
     """
-    good = _newest_good(Path(directory).absolute(), select)
+    alone = frozenset({jax.process_index()})
+    readers = alone if jax.process_count() > 1 else None
+    good = _newest_good(Path(directory).absolute(), select, readers=readers)
     return good.record, good.arrays
 
 
@@ -254,21 +266,33 @@ class _Good(NamedTuple):
 
 
 def _newest_good(
-    directory: Path, select: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    directory: Path,
+    select: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    *,
+    readers: frozenset[int] | None,
 ) -> _Good:
-    reasons = {}
+    """Reads the newest step that verifies.
+
+    Args:
+      directory: a run's `checkpoints/`.
+      select: a step's record -> the arrays to read.
+      readers: the processes that read together; None means all of the run's.
+    """
+    reasons: dict[int, str] = {}
     for step in reversed(_steps(directory)):
-        path = directory / str(step)
-        try:
-            record = _unseal(_load(path, {"record": None})["record"])
-            abstract = select(record)
-            _refuse_other_arrays(record, abstract)
-            return _Good(record, _read_arrays(path, record, abstract), list(reasons))
-        except ConfigError:
-            # The step is whole, and another model's.
-            raise
-        except _DAMAGE as error:
-            reasons[step] = _first_words(error)
+        found = _read_step(directory / str(step), select, readers)
+        is_damaged = isinstance(found, str)
+        if readers is None:
+            # Digests are collective: none may begin unless all have read their part.
+            is_damaged = processes.any_has(is_damaged)
+        if isinstance(found, str):
+            reasons[step] = found
+        elif is_damaged:
+            reasons[step] = "another process could not read it"
+        elif wrong := _wrong_digest(*found):
+            reasons[step] = wrong
+        else:
+            return _Good(*found, list(reasons))
     if not reasons:
         raise ConfigError(f"{directory}: no checkpoint here; train or import first.")
     damages = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
@@ -278,6 +302,24 @@ def _newest_good(
     )
 
 
+def _read_step(
+    path: Path,
+    select: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    readers: frozenset[int] | None,
+) -> tuple[dict[str, Any], dict[str, Any]] | str:
+    """Returns a step's record and arrays, or what is damaged."""
+    try:
+        record = _unseal(_load(path, {"record": None}, readers)["record"])
+        abstract = select(record)
+        _refuse_other_arrays(record, abstract)
+        return record, _read_arrays(path, record, abstract, readers)
+    except ConfigError:
+        # The step is whole, and another model's.
+        raise
+    except _DAMAGE as error:
+        return _first_words(error)
+
+
 def _steps(directory: str | Path) -> list[int]:
     # Unfinished steps have a suffix, and so have those set aside.
     names = [path.name for path in Path(directory).glob("[0-9]*") if path.is_dir()]
@@ -285,19 +327,25 @@ def _steps(directory: str | Path) -> list[int]:
 
 
 def _read_arrays(
-    path: Path, record: Mapping[str, Any], abstract: Mapping[str, Any]
+    path: Path,
+    record: Mapping[str, Any],
+    abstract: Mapping[str, Any],
+    readers: frozenset[int] | None,
 ) -> dict[str, Any]:
     wanted = {key: ocp.PLACEHOLDER for key in record["arrays"]}
     wanted |= {
         key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout(leaf))
         for key, leaf in abstract.items()
     }
-    loaded = _load(path, {"state": wanted})["state"]
-    arrays = {key: loaded[key] for key in abstract}
+    loaded = _load(path, {"state": wanted}, readers)["state"]
+    return {key: loaded[key] for key in abstract}
+
+
+def _wrong_digest(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
     for key, digest in digests(arrays).items():
         if digest != record["arrays"][key]["digest"]:
-            raise ValueError(f"`{key}` is not what was saved (its digest differs)")
-    return arrays
+            return f"`{key}` is not what was saved (its digest differs)"
+    return ""
 
 
 def _refuse_other_model(
@@ -305,21 +353,13 @@ def _refuse_other_model(
 ) -> None:
     if model is None or record["model"] is None:
         return
-    theirs, ours = dict(_leaves(record["model"])), dict(_leaves(model))
+    theirs, ours = flatten_settings(record["model"]), flatten_settings(model)
     for name in sorted({*theirs, *ours} - {*_NOT_IDENTITY}):
         if theirs.get(name) != ours.get(name):
             raise ConfigError(
                 f"checkpoint: step {record['step']} has model.{name}="
                 f"{theirs.get(name)}; this run has {ours.get(name)}. {_ADVICE}"
             )
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _refuse_extra_arrays(
@@ -383,8 +423,14 @@ def _context() -> ocp.Context:
     return context
 
 
-def _load(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    with _context(), _quiet():
+def _load(
+    path: Path, abstract: dict[str, Any], readers: frozenset[int] | None
+) -> dict[str, Any]:
+    context = _context()
+    if readers is not None:
+        context.multiprocessing.active_processes = set(readers)
+        context.multiprocessing.primary_host = min(readers)
+    with context, _quiet():
         try:
             return ocp.load_checkpointables(str(path), abstract)
         except Exception as error:

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import (
+    AbstractMesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -36,16 +42,31 @@ def place[T](template: T, flat: Mapping[str, Any]) -> T:
       flat: host arrays by path.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-    placed = [jax.device_put(flat[_path(keys)], layout(leaf)) for keys, leaf in leaves]
+    placed = [_put(flat[_path(keys)], layout(leaf)) for keys, leaf in leaves]
     return jax.tree_util.tree_unflatten(structure, placed)
 
 
+def _put(x: Any, sharding: Sharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    # Where other processes have a part, `device_put` would compare the whole array
+    # between all of them.
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+
 def layout(leaf: Any) -> Sharding:
-    """Returns where a leaf goes; what names no devices goes to the mesh in force."""
-    sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
+    """Returns where a leaf goes; what names no devices goes to the mesh in force.
+
+    Without a layout it goes to all of that mesh, or without a mesh to one device.
+    """
+    sharding, mesh = leaf.sharding, jax.sharding.get_mesh()
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
-        return NamedSharding(jax.sharding.get_mesh(), sharding.spec)
-    return sharding
+        return NamedSharding(mesh, sharding.spec)
+    if sharding is not None:
+        return sharding
+    if mesh.empty:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def _path(keys: tuple) -> str:

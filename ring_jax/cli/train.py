@@ -5,24 +5,29 @@ Running the same command again continues the run, and does only what is missing.
 """
 
 import argparse
+import contextlib
+import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ring_jax import sharding
+from ring_jax import __version__, processes, sharding
 from ring_jax.checkpoint import import_folder, max_logit_difference_to_mlx, place
 from ring_jax.cli import status
 from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.export import export_newest
 from ring_jax.cli.settings import load_run_config, require_workdir
-from ring_jax.config import ConfigError, RunConfig
+from ring_jax.cli.together import run_together
+from ring_jax.config import ConfigError, RunConfig, flatten_settings
 from ring_jax.data.mixture import mixture_table
 from ring_jax.data.pipeline import PreparedData, TrainBatches, prepare
 from ring_jax.evaluate import Panel, panel_table
@@ -45,19 +50,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, or continues, and leaves a run folder with export and report."""
+    """Trains, or continues, and leaves a run folder with export and report.
+
+    One of several processes does its part: the first one writes what is not an array.
+    """
     config, workdir = load_run_config(args), require_workdir(args)
+    settings = {
+        "ring_jax": __version__,
+        "jax": jax.__version__,
+        "workdir": str(workdir.absolute()),
+        **flatten_settings({"config": dataclasses.asdict(config)}),
+    }
+    return run_together(settings, functools.partial(_run, args, config, workdir))
+
+
+def _run(args: argparse.Namespace, config: RunConfig, workdir: pathlib.Path) -> int:
     use_devices(config)
     mesh = sharding.make_mesh(config.mesh)
     check_run(config, workdir, mesh)
     start = None if config.init_from is None else _initial_model(config)
-    with Console().status("reading and tokenizing"):
-        data = prepare(config, workdir)
-    with only_run_in(workdir):
-        return _run(config, workdir, mesh, data, start=start, is_json=args.json)
+    console = Console(quiet=not processes.is_first())
+    with console.status("reading and tokenizing"):
+        data = _prepare(config, workdir)
+    alone = only_run_in(workdir) if processes.is_first() else contextlib.nullcontext()
+    with alone:
+        return _train(config, workdir, mesh, data, start=start, is_json=args.json)
 
 
-def _run(
+def _train(
     config: RunConfig,
     workdir: pathlib.Path,
     mesh: jax.sharding.Mesh,
@@ -66,16 +86,14 @@ def _run(
     start: Callable[[], Transformer] | None,
     is_json: bool,
 ) -> int:
-    console = Console()
-    (workdir / "mixture.json").write_text(
-        json.dumps(mixture_table(config), indent=2) + "\n", "utf-8"
-    )
+    console = Console(quiet=not processes.is_first())
+    rows = sharding.rows_of_process(mesh, config.train.global_batch_size).tolist()
     console.print(_summary(data), highlight=False)
     settings = Run(
         config=config,
         workdir=workdir,
         mesh=mesh,
-        open_batches=lambda stage: TrainBatches(config, data, stage=stage),
+        open_batches=lambda stage: TrainBatches(config, data, stage=stage, rows=rows),
         evaluate=Panel(config, data, workdir),
         console=console,
         mirror=tensorboard_mirror(workdir) if config.train.tensorboard else None,
@@ -85,10 +103,13 @@ def _run(
     except TrainingStoppedError as error:
         print(f"ring: stopped: {error}", file=sys.stderr)
         return status.STOPPED
+    with jax.set_mesh(mesh):
+        logits = _checked_logits(data, state.model)
+    if not processes.is_first():
+        return status.DONE
     panels = RunLog(workdir).records("panel")
     console.print(panel_table(panels))
-    with jax.set_mesh(mesh):
-        difference = _export(config, workdir, data, state.model)
+    difference = _export(workdir, logits)
     report = write_report(workdir)
     print(f"report: {report}")
     if is_json:
@@ -126,25 +147,61 @@ def _summary(data: PreparedData) -> str:
     )
 
 
-def _export(
-    config: RunConfig, workdir: pathlib.Path, data: PreparedData, model: Transformer
-) -> float | None:
-    """Exports in float32, opens the folder with mlx-lm, and returns the difference."""
-    folder = workdir / "export"
-    export_newest(workdir, folder, dtype="float32")
-    if importlib.util.find_spec("mlx_lm") is None:
-        print("not opened by mlx-lm: pip install 'ring_jax[parity]' for that check")
+def _prepare(config: RunConfig, workdir: pathlib.Path) -> PreparedData:
+    """Reads and tokenizes in every process; the first writes what a run folder keeps.
+
+    Raises:
+      ConfigError: as `prepare` does; or the processes have read different data.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = workdir
+        if not processes.is_first():
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+        data = prepare(config, folder)
+    if not processes.have_same(bytes.fromhex(data.digest)):
+        raise ConfigError(
+            f"the processes read different data (here {data.digest}); give all "
+            "machines the same files and packages."
+        )
+    if processes.is_first():
+        (workdir / "mixture.json").write_text(
+            json.dumps(mixture_table(config), indent=2) + "\n", "utf-8"
+        )
+    return data
+
+
+@dataclasses.dataclass(frozen=True)
+class _Logits:
+    """What the trained model says of some text, to be compared with its export."""
+
+    ids_BT: np.ndarray
+    logits_BTV: np.ndarray
+
+
+def _checked_logits(data: PreparedData, model: Transformer) -> _Logits | None:
+    """Computes in all processes what the first will check; None: mlx-lm is absent."""
+    if not processes.from_first(importlib.util.find_spec("mlx_lm") is not None):
         return None
     rows = [row.ids for rows in data.rendered.values() for row in rows[:8]]
     stream = np.concatenate(rows)
-    num_rows, length = sharding.num_batch_shards(jax.sharding.get_mesh()), 64
+    num_rows = sharding.num_batch_shards(jax.sharding.get_mesh())
+    # Every device gathers all logits: long rows for a few, short ones for a pod.
+    length = min(64, max(8, 512 // num_rows))
     stream = np.resize(stream, num_rows * length)
     ids_BT = stream.reshape(num_rows, length).astype(np.int32)
+    return _Logits(ids_BT, jax.device_get(_logits(model, ids_BT)))
 
-    def our_logits(ids_BT: np.ndarray) -> np.ndarray:
-        return jax.device_get(_logits(model, ids_BT))
 
-    difference = max_logit_difference_to_mlx(folder, our_logits, ids_BT)
+def _export(workdir: pathlib.Path, logits: _Logits | None) -> float | None:
+    """Exports in float32, opens the folder with mlx-lm, and returns the difference."""
+    folder = workdir / "export"
+    export_newest(workdir, folder, dtype="float32")
+    if logits is None:
+        print("not opened by mlx-lm: pip install 'ring_jax[parity]' for that check")
+        return None
+    difference = max_logit_difference_to_mlx(
+        folder, lambda ids_BT: logits.logits_BTV, logits.ids_BT
+    )
     print(f"opened by mlx-lm: max logit difference {difference:.1e}")
     return difference
 
@@ -160,4 +217,4 @@ def _logits(model: Transformer, ids_BT: jax.Array) -> jax.Array:
     hidden_BTD, _ = model(
         ids_BT, segments_BT=jnp.ones_like(ids_BT), positions_BT=positions_BT
     )
-    return model.logits(hidden_BTD)
+    return sharding.replicated(model.logits(hidden_BTD))

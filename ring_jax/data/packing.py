@@ -22,9 +22,9 @@ def to_example(rendered: Rendered, *, source: int) -> dict[str, np.ndarray]:
 
 
 def pack(
-    examples: grain.IterDataset, *, batch_size: int, seq_len: int
+    examples: grain.IterDataset, *, batch_size: int, seq_len: int, rows: Sequence[int]
 ) -> grain.IterDataset:
-    """Packs examples into dictionaries of [batch_size, seq_len] arrays.
+    """Packs examples into dictionaries of [len(rows), seq_len] arrays.
 
     Rows enter the first bin with room; when one fits nowhere, all bins leave together.
     The bins of one batch are thus filled from consecutive rows, and a checkpoint needs
@@ -34,9 +34,14 @@ def pack(
       examples: dictionaries of `to_example`, none longer than seq_len.
       batch_size: B, bins that are open at once.
       seq_len: T, tokens per bin.
+      rows: which bins of each batch to stack; the others are another process's.
     """
     packed = _first_fit(examples, batch_size=batch_size, seq_len=seq_len)
-    return packed.batch(batch_size, drop_remainder=True)
+
+    def stack(bins: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: np.stack([bins[row][name] for row in rows]) for name in bins[0]}
+
+    return packed.batch(batch_size, drop_remainder=True, batch_fn=stack)
 
 
 def to_batch(

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -122,12 +122,33 @@ class TrainBatches(Iterator[Batch]):
 
     The state is a small JSON tree: the place in the mixture and in the open batch. It
     speaks of the batches that were handed out, never of those made ahead.
+
+    Which rows fill a batch depends on the lengths of all of them, so every process
+    packs the whole batch, and makes arrays of its own rows alone. Batch and state are
+    the same whatever the number of processes.
     """
 
-    def __init__(self, config: RunConfig, prepared: PreparedData, *, stage: str):
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: PreparedData,
+        *,
+        stage: str,
+        rows: Sequence[int] | None = None,
+    ):
+        """Opens a stage at its beginning.
+
+        Args:
+          config: of the run.
+          prepared: its data, the same in every process.
+          stage: name of the stage.
+          rows: which rows of each batch to hand out, ascending; None means all.
+        """
         self._stage = stage
         self._digest = _stage_digest(config, prepared, stage)
-        self._iterator = iter(_stage_dataset(config, prepared, stage))
+        if rows is None:
+            rows = range(config.train.global_batch_size)
+        self._iterator = iter(_stage_dataset(config, prepared, stage, rows=rows))
 
     def __next__(self) -> Batch:
         return next(self._iterator)
@@ -160,7 +181,7 @@ class TrainBatches(Iterator[Batch]):
 
 
 def _stage_dataset(
-    config: RunConfig, prepared: PreparedData, stage_name: str
+    config: RunConfig, prepared: PreparedData, stage_name: str, *, rows: Sequence[int]
 ) -> grain.IterDataset:
     stage = config.stages[stage_name]
     components = [
@@ -177,6 +198,7 @@ def _stage_dataset(
         examples,
         batch_size=config.train.global_batch_size,
         seq_len=config.train.seq_len,
+        rows=rows,
     )
     weights = class_weights_table(config, stage=stage)
     to_batch = _ToBatch(weights, config.model.pad_id)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import socket
 from collections.abc import Iterable, Sequence
 
 import tokenizers
@@ -106,8 +107,9 @@ class Tokenizer:
         """Writes a `tokenizer.json` in one move: a reader never sees half of it."""
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The process id keeps two runs that share a cache from writing one part file.
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        # Host and process keep those that share a cache from writing one part file.
+        writer = f"{socket.gethostname()}.{os.getpid()}"
+        part = path.with_name(f"{path.name}.{writer}.part")
         part.write_text(self.to_json(), encoding="utf-8")
         part.replace(path)
 

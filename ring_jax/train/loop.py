@@ -9,8 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 
 import jax
@@ -19,10 +18,16 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from ring_jax import sharding
+from ring_jax import processes, sharding
 from ring_jax.batch import Batch
 from ring_jax.checkpoint.store import Store, check_model
-from ring_jax.config import ConfigError, RunConfig, StageConfig, to_json
+from ring_jax.config import (
+    ConfigError,
+    RunConfig,
+    StageConfig,
+    flatten_settings,
+    to_json,
+)
 from ring_jax.model.flops import count_parameters
 from ring_jax.model.transformer import Transformer
 from ring_jax.train.metrics import Meter, describe, peak_flops_of, readable
@@ -31,6 +36,7 @@ from ring_jax.train.progress import StageProgress, log_to_file
 from ring_jax.train.run_log import RunLog
 from ring_jax.train.state import TrainState, init_state, state_of
 from ring_jax.train.step import RoutingWarmup, StepMetrics, TrainStep, make_train_step
+from ring_jax.train.stop import StopRequest, stop_request
 
 # Settings that may change between a run and its continuation: they move work about, or
 # say how often to speak, and leave what is computed alone (but for rounding).
@@ -114,8 +120,8 @@ def train(run: Run, *, start: Callable[[], Transformer] | None = None) -> TrainS
             model=config.model,
         )
         stack.callback(store.close)
-        interrupted = stack.enter_context(_interrupt_flag())
-        loop = _Loop(run, log, store, interrupted)
+        stop = stack.enter_context(stop_request(run.mesh))
+        loop = _Loop(run, log, store, stop)
         state, data_state = loop.restore(start)
         for stage in _stages(config):
             if int(state.step) < stage.last_step:
@@ -156,15 +162,14 @@ class _Loop:
     run: Run
     log: RunLog
     store: Store
-    interrupted: "_Flag"
+    stop: StopRequest
 
     def __post_init__(self):
         config = self.run.config
         self.optimizer = make_optimizer(config.train.optimizer, config.stages)
         self.shared_step = make_train_step(config, self.optimizer)
         self.file = log_to_file(self.run.workdir / "log.txt")
-        device = self.run.mesh.devices.flat[0]
-        self.peak_flops = peak_flops_of(config, device)
+        self.peak_flops = peak_flops_of(config, jax.local_devices()[0])
 
     def restore(
         self, start: Callable[[], Transformer] | None
@@ -219,8 +224,8 @@ class _Loop:
         report = functools.partial(self._report, stage, progress, meter)
         first, pending = int(state.step) + 1, None
         for number in range(first, stage.last_step + 1):
-            host = next(batches)
-            state, metrics = step(state, place(host, self.run.mesh))
+            batch = place(next(batches), self.run.mesh)
+            state, metrics = step(state, batch)
             # Step n is on its way; only now wait for an earlier one, so that the device
             # never waits for Python.
             if pending is not None:
@@ -230,12 +235,12 @@ class _Loop:
                 jax.block_until_ready(metrics)
                 meter.restart()
             else:
-                meter.add(host)
+                meter.add(batch)
             is_logged = number % settings.log_every_steps == 0
             is_last = number == stage.last_step
             pending = (number, metrics) if is_logged or is_last else None
             progress.advance(number - stage.first_step)
-            if self.interrupted:
+            if self.stop.is_due():
                 self._stop(state, batches, report, pending)
             if number % settings.checkpoint_every_steps == 0 and not is_last:
                 self._save(state, batches.get_state())
@@ -263,6 +268,8 @@ class _Loop:
         self._save(state, batches.get_state())
         self.store.wait()
         self._event("interrupted", int(state.step))
+        # The first process to leave ends the others, who may still be committing.
+        processes.meet("interrupted")
         raise KeyboardInterrupt
 
     def _report(
@@ -285,6 +292,8 @@ class _Loop:
             **meter.read(),
         }
         if not np.isfinite(named["train/loss"]):
+            self.store.wait()
+            processes.meet("stopped")
             raise TrainingStoppedError(
                 f"loss is {named['train/loss']} at step {number} of {stage.name}; "
                 f"the last checkpoint is step {self.store.latest()}. Lower the stage's "
@@ -299,7 +308,7 @@ class _Loop:
     def finish_stage(self, stage: _Stage, state: TrainState) -> None:
         """Grades the end of a stage, unless an earlier run of the command has."""
         graded = {record["stage"] for record in self.log.records("panel")}
-        if stage.name not in graded:
+        if not processes.from_first(stage.name in graded):
             self.store.wait()
             self.run.console.print(f"{stage.name}: grading held-out items")
             rows = self.run.evaluate(state.model, stage.name)
@@ -330,7 +339,7 @@ class _Loop:
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts a host batch on the mesh, each device with its own rows."""
+    """Puts this process's rows of a batch on the mesh, each device with its own."""
     layout = sharding.on_mesh(sharding.activation("BT"), mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(layout, x), batch
@@ -356,8 +365,8 @@ def check_run(config: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> None:
         # Checkpoints may have been copied here without the rest of their run.
         check_model(workdir / "checkpoints", config.model)
         return
-    before = _flat(json.loads(path.read_text("utf-8")))
-    now = _flat(dataclasses.asdict(config))
+    before = flatten_settings(json.loads(path.read_text("utf-8")))
+    now = flatten_settings(dataclasses.asdict(config))
     changed = sorted(
         key
         for key in before.keys() | now.keys()
@@ -373,50 +382,10 @@ def check_run(config: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> None:
 
 
 def _write_config(config: RunConfig, workdir: pathlib.Path) -> None:
+    if not processes.is_first():
+        return
     path = workdir / "config.json"
     workdir.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     draft.write_text(to_json(config) + "\n", "utf-8")
     draft.replace(path)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-class _Flag:
-    """Whether a signal asked the run to stop."""
-
-    def __init__(self):
-        self.is_set = False
-
-    def __bool__(self) -> bool:
-        return self.is_set
-
-    def set(self, signum: int, frame: object) -> None:
-        """Notes the request; a second one interrupts at once."""
-        del signum, frame
-        if self.is_set:
-            raise KeyboardInterrupt
-        self.is_set = True
-
-
-@contextlib.contextmanager
-def _interrupt_flag() -> Iterator[_Flag]:
-    """Turns Ctrl-C and SIGTERM into a flag, so that a step is never cut in half."""
-    flag = _Flag()
-    previous = {
-        number: signal.signal(number, flag.set)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield flag
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -62,36 +62,49 @@ class Meter:
     config: RunConfig
     peak_flops: float | None
     num_devices: int
-    tokens: int = 0
-    context_sum: float = 0.0
+    sums: jax.Array | None = None
+    """f32[2], tokens and what they attend to, summed on the devices."""
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
     def add(self, batch: Batch) -> None:
-        """Counts a host batch's tokens and what they attend to."""
-        is_token = np.asarray(batch.segments_BT) > 0
-        self.tokens += int(is_token.sum())
-        self.context_sum += float(np.asarray(batch.positions_BT)[is_token].sum())
+        """Counts the tokens of a batch on the mesh, of which a host may have a part."""
+        counted = _count(batch.segments_BT, batch.positions_BT)
+        self.sums = counted if self.sums is None else self.sums + counted
 
     def restart(self) -> None:
         """Forgets what was counted: compilation, panels and saves are not training."""
-        self.tokens, self.context_sum = 0, 0.0
+        self.sums = None
         self.started = time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """Returns throughput since the last reading, and starts anew."""
         seconds = time.perf_counter() - self.started
-        if not self.tokens:
+        if self.sums is None:
             return {}
-        rate = self.tokens / seconds
+        tokens, context_sum = jax.device_get(self.sums).tolist()
+        rate = tokens / seconds
         reading = {"throughput/tokens_per_second": rate}
         if self.peak_flops is not None:
-            context = 1.0 + self.context_sum / self.tokens
+            context = 1.0 + context_sum / tokens
             flops = flops_per_token(self.config.model, mean_context=context)
             reading["throughput/mfu"] = (
                 rate * flops / (self.num_devices * self.peak_flops)
             )
         self.restart()
         return reading
+
+
+@jax.jit
+def _count(segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    is_token_BT = segments_BT > 0
+    context_BT = jnp.where(is_token_BT, positions_BT, 0)
+    # Positions of a large batch at long context sum beyond an int32.
+    return jnp.stack(
+        [
+            jnp.sum(is_token_BT, dtype=jnp.float32),
+            jnp.sum(context_BT, dtype=jnp.float32),
+        ]
+    )
 
 
 def peak_flops_of(config: RunConfig, device: Any) -> float | None:
@@ -103,7 +116,7 @@ def peak_flops_of(config: RunConfig, device: Any) -> float | None:
     if config.train.peak_flops_per_second is not None:
         return config.train.peak_flops_per_second
     if device.platform == "cpu":
-        return _measured_flops(device) / config.num_devices
+        return _measured_flops(device) / jax.local_device_count()
     return peak_flops_per_second(device.device_kind)
 
 

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ring_jax import processes
 from ring_jax.train.metrics import describe
 
 LINES_PER_STAGE = 10
@@ -76,11 +77,13 @@ class StageProgress:
 
 
 def log_to_file(path: pathlib.Path) -> logging.Logger:
-    """Returns the logger whose lines land in a run's `log.txt`.
+    """Returns the logger whose lines land in a run's `log.txt`, in the first process.
 
     So do the kernels' own, which say what a step is made of.
     """
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.NullHandler()
+    if processes.is_first():
+        handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger, kernels = map(logging.getLogger, ("ring_jax.run", "pallas_kernels"))
     for each in (logger, kernels):

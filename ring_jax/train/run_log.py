@@ -8,11 +8,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ring_jax import processes
+
 METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:
-    """Appends records, and forgets those of steps that a resumed run repeats."""
+    """Appends records, and forgets those of steps that a resumed run repeats.
+
+    All processes of a run may call it; the first one writes.
+    """
 
     def __init__(
         self,
@@ -26,6 +31,8 @@ class RunLog:
 
     def write(self, kind: str, **fields: Any) -> None:
         """Appends one record with the time, durably: a kill loses no finished line."""
+        if not processes.is_first():
+            return
         record = {"kind": kind, **fields, "time": time.time()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -53,6 +60,8 @@ class RunLog:
 
         Events stay: that a run was killed and resumed is part of its story.
         """
+        if not processes.is_first():
+            return
         kept = [
             record
             for record in self.records()

@@ -104,6 +104,28 @@ def test_every_epoch_keeps_every_row_once(name, prepared):
         assert num_epochs * once <= count <= (num_epochs + 1) * once
 
 
+def test_the_rows_of_all_processes_make_up_the_batch_of_one(prepared):
+    config, split = run_config(), ([0, 2], [1, 3])
+    with closing(config, prepared) as batches:
+        whole = take(batches, 4)
+    parts, states = [], []
+    for rows in split:
+        batches = pipeline.TrainBatches(config, prepared, stage="base", rows=rows)
+        with contextlib.closing(batches):
+            parts.append(take(batches, 2))
+            states.append(batches.get_state())
+            parts[-1] += take(batches, 2)
+    for number, batch in enumerate(whole):
+        for rows, part in zip(split, parts, strict=True):
+            mine = {name: getattr(batch, name)[rows] for name in FIELDS}
+            assert_same(part[number], Batch(**mine))
+    # Where the data stand is said alike by all, and by any other number of processes.
+    assert states[0] == states[1]
+    with closing(config, prepared) as batches:
+        batches.set_state(states[0])
+        assert_same(next(batches), whole[2])
+
+
 def test_epochs_are_shuffled_differently(prepared):
     with closing(run_config(mixture={"prose": 1.0}), prepared) as batches:
         seen = [d for batch in take(batches, 60) for d in documents(batch)]
