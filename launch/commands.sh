@@ -7,6 +7,7 @@
 
 repo=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 dry_run=''
+python=''
 
 # Ends with a status and one line: 2 is the user's mistake, 4 the environment's failure.
 fail() {
@@ -42,16 +43,22 @@ run() {
 # Asks ring_jax.cluster, which needs nothing installed; its refusal becomes ours.
 # `facts` gets the answer: in a subshell `fail` could not end the script.
 ask() {
-  local python=$repo/.venv/bin/python answer status=0
-  "$python" -c '' 2>/dev/null || python=python3
-  "$python" -c 'import sys; assert sys.version_info >= (3, 10)' 2>/dev/null ||
-    fail 4 "no Python >= 3.10 runs here; install one, or run launch/setup.sh."
+  local answer status=0
+  [ -n "$python" ] || find_python
   answer=$(PYTHONPATH=$repo "$python" -m ring_jax.cluster "$@" 2>&1) || status=$?
   case $status in
     0) facts=$answer ;;
     2) fail 2 "$answer" ;;
     *) printf '%s\n' "$answer" >&2 && exit "$status" ;;  # a bug of ours: all of it
   esac
+}
+
+find_python() {
+  local is_new='import sys; assert sys.version_info >= (3, 10)'
+  for python in "$repo/.venv/bin/python" python3 ''; do
+    ! "$python" -c "$is_new" 2>/dev/null || return 0
+  done
+  fail 4 "no Python >= 3.10 runs here; install one, or run launch/setup.sh."
 }
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then

@@ -189,6 +189,11 @@ request() {
 
 create() {
   [ -n "$dry_run" ] || look
+  take
+}
+
+# Makes the slice, or takes it as `look` found it, and waits until it is ready.
+take() {
   if [ -n "$dry_run" ] || [ "$state" = absent ]; then
     request
     look
@@ -354,13 +359,13 @@ stop_the_rest() {
   done
 }
 
-# A slice that runs already is left alone, one that is there gets the code of now.
+# A slice that trains already is left alone; one that is there gets the code of now.
 begin() {
   [ -n "$dry_run" ] || look
-  if [ "${state:-absent}" = lost ]; then
+  if [ -z "$dry_run" ] && [ "$state" = lost ]; then
     replace
   else
-    create
+    take
     if [ -z "$dry_run" ] && ask_hosts; then
       case " ${reports[*]} " in *' running '*) return 0 ;; esac
     fi

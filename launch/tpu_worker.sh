@@ -26,7 +26,7 @@ is_running() {
 }
 
 # TPU images ship an older Python than ring_jax needs; uv brings its own.
-find_python() {
+provide_python() {
   type -P python3.12 >/dev/null && return 0
   python3 -m pip install --quiet --user uv
   "$HOME/.local/bin/uv" python install 3.12
@@ -43,7 +43,7 @@ mount_share() {
 }
 
 install_here() {
-  find_python
+  provide_python
   "$here/setup.sh" tpu
   [ -z "${1:-}" ] || mount_share "$1"
 }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run runs: TPU slices by name, compiler flags by preset, GKE's manifest.
 
-The scripts of `launch/` ask this room by `python -m ring_jax.cluster`, on machines where
-nothing is installed yet: it imports the standard library only.
+The scripts of `launch/` ask this room by `python -m ring_jax.cluster`, on machines
+where nothing is installed yet: it imports the standard library only.
 """
 
 from ring_jax.cluster.accelerators import GENERATIONS as GENERATIONS

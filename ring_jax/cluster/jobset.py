@@ -42,8 +42,8 @@ def render(jobset: JobSet, template: pathlib.Path) -> str:
     """
     if jobset.num_slices > 1 and jobset.slice.num_hosts == 1:
         raise UnknownNameError(
-            f"--slices={jobset.num_slices} of {jobset.slice.name}: GKE joins only slices "
-            "of several hosts; take a larger --type or --slices=1."
+            f"--slices={jobset.num_slices} of {jobset.slice.name}: GKE joins only "
+            "slices of several hosts; take a larger --type or --slices=1."
         )
     words = (jobset.preset, *jobset.train_args)
     values = {

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every launch script, and the pod of local processes."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import LAUNCH, REPOSITORY, refused
+
+SCRIPTS = sorted(
+    str(file.relative_to(LAUNCH))
+    for pattern in ("*.sh", "*/*.sh", "*/*.sbatch")
+    for file in LAUNCH.glob(pattern)
+)
+COMMANDS = ("tpu_vm.sh", "gke/jobset.sh", "slurm/submit.sh", "local_pod.sh", "train.sh")
+LOCAL = ("--", "--config=a.py", "--workdir=/shared/run")
+
+
+def test_shellcheck_finds_nothing():
+    beside = pathlib.Path(sys.executable).parent
+    shellcheck = shutil.which("shellcheck", path=f"{beside}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("no shellcheck: pip install 'ring_jax[test]'")
+    result = subprocess.run(
+        [shellcheck, "--external-sources", *(f"launch/{name}" for name in SCRIPTS)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_readable_and_names_every_option(world, name):
+    result = world.run(name, "--help")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert f"launch/{name}" in result.stdout
+    assert not result.stdout.startswith("#")
+    assert max(map(len, result.stdout.splitlines())) <= 94
+    # The patterns of the script's own `case`: `--spot | --reserved) ...`.
+    patterns = re.findall(r"^ +(--\w[^)\n]*)\)( |$)", source(name), re.MULTILINE)
+    for option in " | ".join(pattern for pattern, _ in patterns).split(" | "):
+        assert option.removesuffix("*") in result.stdout
+
+
+def source(name: str) -> str:
+    return (LAUNCH / name).read_text("utf-8")
+
+
+def test_processes_of_a_local_pod_know_each_other(world):
+    ring = world.script(
+        "ring", 'echo "$RING_COORDINATOR_ADDRESS $RING_NUM_PROCESSES"\n'
+    )
+    result = world.run("local_pod.sh", "3", "--port=9000", *LOCAL, RING=str(ring))
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.splitlines()) == [
+        f"{number}: 127.0.0.1:9000 3" for number in range(3)
+    ]
+
+
+def test_the_first_process_that_fails_ends_the_others(world):
+    ring = world.script(
+        "ring",
+        '[ "$RING_PROCESS_ID" != 1 ] || exit 2\n'
+        "trap 'exit 75' TERM\nwhile :; do sleep 0.1; done\n",
+    )
+    result = world.run("local_pod.sh", "3", *LOCAL, RING=str(ring))
+    assert result.returncode == 2
+
+
+def test_a_local_pod_of_nothing_is_refused(world):
+    refused(world.run("local_pod.sh", "0", *LOCAL), "1 or more")
+    refused(world.run("local_pod.sh", "two", *LOCAL), "two", "number")
