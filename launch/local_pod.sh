@@ -16,7 +16,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/commands.sh"
 # shellcheck source=launch/restart_policy.sh
 source "$repo/launch/restart_policy.sh"
 
-preset=none port=8476 train_args=() children=()
+preset=none port=8476 train_args=() children=() stopped=''
 
 parse() {
   num_processes=$1
@@ -42,7 +42,10 @@ parse() {
   ask flags "$preset"
 }
 
+# Once: a second signal ends ring before it has saved.
 stop_all() {
+  [ -z "$stopped" ] || return 0
+  stopped=yes
   kill -TERM "${children[@]}" 2>/dev/null || true
 }
 
@@ -55,6 +58,8 @@ main() {
       ;;
   esac
   parse "$@"
+  # Process groups of their own, so that Ctrl-C reaches this script alone.
+  set -m
   trap stop_all INT TERM
   for ((process = 0; process < num_processes; process++)); do
     command=(env "RING_COORDINATOR_ADDRESS=127.0.0.1:$port"

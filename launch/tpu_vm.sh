@@ -23,6 +23,7 @@
 #   --nfs=ADDRESS:/EXPORT  share that every host mounts at /shared
 #   --preset=NAME          compiler flags (ring_jax/cluster/xla_flags.json; default: the
 #                          generation's)
+#   --extras=tpu           what the hosts install (setup.py); tpu,data for generated rows
 #   --runtime-version=V    the hosts' image (default: the generation's)
 #   --max-restarts=8       after crashes; preemptions do not count
 #   --create-arg=ARG, --ssh-arg=ARG  handed to gcloud as they are; may be repeated
@@ -43,6 +44,7 @@ source "$repo/launch/restart_policy.sh"
 
 commands='run create install start log status stop resume delete'
 command='' name='' type='' preset='' nfs='' runtime_version='' worker=0
+extras=tpu
 accelerator_type='' cloud_state='' going=''
 project=${CLOUDSDK_CORE_PROJECT:-}
 zone=${CLOUDSDK_COMPUTE_ZONE:-}
@@ -54,6 +56,7 @@ train_args=()
 max_restarts=8
 poll_seconds=30
 restarts=0
+num_mixed=0
 
 usage() {
   sed -n '3,/^set -/{/^set -/d;s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
@@ -77,6 +80,7 @@ parse() {
       --spot | --reserved) capacity=("$1") ;;
       --nfs=*) nfs=${1#*=} ;;
       --preset=*) preset=${1#*=} ;;
+      --extras=*) extras=${1#*=} ;;
       --runtime-version=*) runtime_version=${1#*=} ;;
       --max-restarts=*) max_restarts=${1#*=} ;;
       --create-arg=*) create_args+=("${1#*=}") ;;
@@ -106,6 +110,7 @@ check() {
   [[ $worker =~ ^([0-9]+|all)$ ]] || fail 2 "--worker=$worker is neither a number nor all."
   [ -z "$nfs" ] || [[ $nfs =~ ^[^:/]+:/[^:]*$ ]] ||
     fail 2 "--nfs=$nfs is not a share; write --nfs=ADDRESS:/EXPORT."
+  [[ ,$extras, == *,tpu,* ]] || fail 2 "--extras=$extras lacks tpu; write --extras=tpu,data."
   check_number --max-restarts "$max_restarts"
   check_number --poll-seconds "$poll_seconds"
   case $command in
@@ -248,10 +253,11 @@ install() {
   [ -z "$temporary" ] || rm -rf -- "$temporary"
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "${ssh_args[@]}" \
     "--command=$unpack" || fail 4 "the code could not be unpacked on $name."
-  on_hosts all install ${nfs:+"$nfs"} || fail 4 "ring_jax could not be installed on $name."
+  on_hosts all install "$extras" ${nfs:+"$nfs"} || fail 4 "ring_jax could not be installed on $name."
 }
 
 start() {
+  num_mixed=0
   on_hosts all start "$preset" "${train_args[@]}" ||
     fail 4 "the run could not be started on every host of $name."
 }
@@ -344,13 +350,16 @@ judge_reports() {
   esac
 }
 
-# Where one process failed, the others may wait for it forever.
+# Where one process failed, the others may wait for it forever. They get the time between
+# two looks, as they may be saving.
 stop_the_rest() {
   local report
   for report in "${reports[@]}"; do
     case $report in
       running | idle | 0) ;;
       *)
+        num_mixed=$((num_mixed + 1))
+        [ "$num_mixed" -gt 1 ] || return 0
         say "a host ended with status $report; stopping the others"
         on_hosts all stop || true
         return 0

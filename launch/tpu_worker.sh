@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # One host's part of a run on TPU VMs; launch/tpu_vm.sh calls it on every host.
 #
-#   launch/tpu_worker.sh install [ADDRESS:/EXPORT]   sets up .venv, mounts NFS at /shared
+#   launch/tpu_worker.sh install EXTRAS [ADDRESS:/EXPORT]
+#                                                    sets up .venv, mounts NFS at /shared
 #   launch/tpu_worker.sh start PRESET [arguments]    starts `ring train`, and returns
 #   launch/tpu_worker.sh status                      running, idle, or exited STATUS
 #   launch/tpu_worker.sh log                         follows the log until the run ends
@@ -44,8 +45,8 @@ mount_share() {
 
 install_here() {
   provide_python
-  "$here/setup.sh" tpu
-  [ -z "${1:-}" ] || mount_share "$1"
+  "$here/setup.sh" "$1"
+  [ -z "${2:-}" ] || mount_share "$2"
 }
 
 start() {
@@ -126,7 +127,7 @@ case $command in
   stop) stop "$@" ;;
   check-idle) ! is_running || fail 2 "a run is going here; stop it before you install." ;;
   *)
-    sed -n '3,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '3,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     case $command in -h | --help) exit 0 ;; *) exit 2 ;; esac
     ;;
 esac

@@ -4,9 +4,12 @@
 import os
 import pathlib
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -74,6 +77,51 @@ def test_the_first_process_that_fails_ends_the_others(world):
     assert result.returncode == 2
 
 
+def test_ctrl_c_reaches_each_process_once(world):
+    ring = world.script(
+        "ring",
+        "trap 'signals+=x' INT TERM\necho up >>\"$HOME/up\"\n"
+        "for ((i = 0; i < 20; i++)); do sleep 0.05; done\n"
+        'echo "got $signals"\nexit 75\n',
+    )
+    pod = subprocess.Popen(
+        [str(LAUNCH / "local_pod.sh"), "2", *LOCAL],
+        env={**world.environment, "RING": str(ring)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    up = world.folder / "up"
+    while not up.exists() or len(up.read_text()) < 6:
+        time.sleep(0.02)
+    os.killpg(pod.pid, signal.SIGINT)
+    output, _ = pod.communicate(timeout=30)
+    assert sorted(output.splitlines()) == ["0: got x", "1: got x"]
+    assert pod.returncode == 75
+
+
 def test_a_local_pod_of_nothing_is_refused(world):
     refused(world.run("local_pod.sh", "0", *LOCAL), "1 or more")
     refused(world.run("local_pod.sh", "two", *LOCAL), "two", "number")
+
+
+def commands_of_the_docs() -> list[list[str]]:
+    text = (REPOSITORY / "docs/launching.md").read_text("utf-8")
+    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    return [shlex.split(line) for line in lines if "--config=" in line]
+
+
+@pytest.mark.parametrize("words", commands_of_the_docs(), ids=lambda words: words[0])
+def test_a_command_of_the_docs_is_one_that_its_script_takes(world, words):
+    script, *rest = words
+    dry = [*rest[: rest.index("--")], "--dry-run", *rest[rest.index("--") :]]
+    result = world.run(script.removeprefix("launch/"), *dry)
+    assert result.returncode == 0, result.stderr
+    assert "--config=configs/my_run.py" in result.stdout
+
+
+def test_the_docs_have_a_command_for_each_kind_of_cluster():
+    scripts = [words[0] for words in commands_of_the_docs()]
+    assert scripts == [f"launch/{name}" for name in COMMANDS[:3]]

@@ -57,7 +57,7 @@ def test_a_queued_v5p_64_is_made_installed_started_and_followed(cloud):
         "gcloud compute tpus tpu-vm scp /tmp/ring_jax.tar.gz moe:ring_jax.tar.gz"
         f" {WHERE} --worker=all",
         " ".join(lines[3]),
-        f"{SSH} --worker=all {WORKER} install 10.0.0.2:/ring",
+        f"{SSH} --worker=all {WORKER} install tpu 10.0.0.2:/ring",
         f"{SSH} --worker=all {WORKER} start v5p --config=my_run.py"
         " --workdir=/shared/run --config.mesh.fsdp=16",
         f"{SSH} --worker=0 {WORKER} log",
@@ -207,11 +207,11 @@ def test_crashes_are_counted_and_preemptions_are_not(cloud):
 def test_hosts_that_wait_for_a_dead_partner_are_stopped(cloud):
     has_slice(cloud)
     hosts_say(cloud, "idle", "idle")
-    hosts_say(cloud, "exited 1", "running")
+    hosts_say(cloud, "exited 1", "running", times=2)
     hosts_say(cloud, "exited 0", "exited 0")
     result, steps = train(cloud)
     assert result.returncode == 0, result.stderr
-    assert steps[4:6] == ["status", "stop"]
+    assert steps[4:8] == ["status", "log", "status", "stop"]
 
 
 def test_hosts_that_never_answer_end_the_launch(cloud):
@@ -230,9 +230,7 @@ def test_the_checkout_is_copied_without_what_git_ignores(cloud, tmp_path):
         "esac; done\n",
     )
     gcloud = cloud.bin / "gcloud"
-    gcloud.write_text(
-        gcloud.read_text().replace("exec ", f'"{keep}" "$5"\nexec ')
-    )
+    gcloud.write_text(gcloud.read_text().replace("exec ", f'"{keep}" "$5"\nexec '))
     result = cloud.run("tpu_vm.sh", "install", "moe", *PLACE)
     assert result.returncode == 0, result.stderr
     assert len(cloud.calls()) == 4  # credentials, copy, unpack, install
@@ -256,6 +254,7 @@ def test_the_checkout_is_copied_without_what_git_ignores(cloud, tmp_path):
         (("create", "moe", *PLACE, "--type=v6e-255"), ["v6e-255", "v6e-256"]),
         (("create", "moe", *PLACE, "--type=tpu7x-64"), ["tpu7x-64", "gke"]),
         (("create", "moe", *PLACE, *V5P, "--nfs=host"), ["--nfs=host", "EXPORT"]),
+        (("create", "moe", *PLACE, *V5P, "--extras=data"), ["=data", "tpu"]),
         (("create", "moe", *PLACE, *V5P, "--sport"), ["--sport", "--help"]),
         (("run", "moe", *PLACE, *V5P), ["--config", "--workdir"]),
         (("run", "moe", *PLACE, *V5P, "--max-restarts=x", *TRAIN_ARGS), ["=x"]),
@@ -301,3 +300,53 @@ def test_what_gcloud_refuses_ends_the_launch_with_its_words(cloud):
     assert result.returncode == 4
     assert "PERMISSION_DENIED" in result.stderr
     assert not any(" create " in call for call in cloud.calls())
+
+
+# Hosts are folders; a command for all of them runs in each, with its folder as home.
+HOSTS = """
+where=$HOME
+shift 3
+for word in "$@"; do
+  case $word in
+    --command=*) command=${word#*=} ;;
+    --worker=*) worker=${word#*=} ;;
+  esac
+done
+case $1 in
+  describe) printf 'READY\\tv6e-8\\n' ;;
+  scp) for host in "$where"/host-*; do cp "$2" "$host/ring_jax.tar.gz"; done ;;
+  ssh)
+    case $command in *'tpu_worker.sh install'*) exit ;; esac
+    for host in "$where"/host-*; do
+      case $worker in
+        all | "${host##*-}") (cd "$host" && HOME=$host bash -c "$command") ;;
+      esac
+    done
+    ;;
+esac
+"""
+RING = """
+echo "started with $LIBTPU_INIT_ARGS"
+rm "$HOME/first" 2>/dev/null || exit 0
+exit 75
+"""
+
+
+def test_two_hosts_are_installed_started_and_started_again_for_real(cloud):
+    for number in range(2):
+        (cloud.folder / f"host-{number}").mkdir()
+        (cloud.folder / f"host-{number}/first").touch()
+    account = 'case "$1" in auth) echo someone; exit ;; esac\n'
+    cloud.script("bin/gcloud", account + HOSTS)
+    result = cloud.run(
+        *("tpu_vm.sh", "run", "moe", *PLACE, "--direct", "--type=v6e-8"),
+        *("--poll-seconds=1", *TRAIN_ARGS),
+        RING=str(cloud.script("ring", RING)),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("was interrupted; starting it again") == 1
+    for number in range(2):
+        log = (cloud.folder / f"host-{number}/ring_jax_run/log.txt").read_text()
+        assert log.count("started with --xla_") == 2
+        assert (cloud.folder / f"host-{number}/ring_jax/setup.py").is_file()
+    assert "started with" in result.stdout
