@@ -40,12 +40,13 @@ run() {
   fi
 }
 
-# Asks ring_jax.cluster, which needs nothing installed; its refusal becomes ours.
+# Asks ring_jax.cluster, which needs nothing installed (-S: and starts without looking for
+# it); its refusal becomes ours.
 # `facts` gets the answer: in a subshell `fail` could not end the script.
 ask() {
   local answer status=0
   [ -n "$python" ] || find_python
-  answer=$(PYTHONPATH=$repo "$python" -m ring_jax.cluster "$@" 2>&1) || status=$?
+  answer=$(PYTHONPATH=$repo "$python" -S -m ring_jax.cluster "$@" 2>&1) || status=$?
   case $status in
     0) facts=$answer ;;
     2) fail 2 "$answer" ;;
@@ -56,7 +57,7 @@ ask() {
 find_python() {
   local is_new='import sys; assert sys.version_info >= (3, 10)'
   for python in "$repo/.venv/bin/python" python3 ''; do
-    ! "$python" -c "$is_new" 2>/dev/null || return 0
+    ! "$python" -S -c "$is_new" 2>/dev/null || return 0
   done
   fail 4 "no Python >= 3.10 runs here; install one, or run launch/setup.sh."
 }

@@ -39,7 +39,7 @@ parse() {
   done
   check_number --port "$port"
   check_train_args "${train_args[@]}"
-  ask flags "$preset"
+  ask flags -- "$preset"
 }
 
 # Once: a second signal ends ring before it has saved.

@@ -120,7 +120,7 @@ check() {
     run | start | resume)
       check_train_args "${train_args[@]}"
       preset=${preset:-$generation}
-      ask flags "$preset"
+      ask flags -- "$preset"
       ;;
   esac
   [ -n "$dry_run" ] || check_cloud
@@ -128,7 +128,7 @@ check() {
 
 check_type() {
   [ -n "$type" ] || fail 2 "no slice: give --type=TYPE, such as --type=v5p-64."
-  ask slice "$type"
+  ask slice -- "$type"
   read -r generation accelerator_type default_runtime <<<"$facts"
   runtime_version=${runtime_version:-$default_runtime}
 }

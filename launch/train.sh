@@ -23,7 +23,7 @@ case "${1:-}" in
 esac
 preset=$1
 shift
-ask flags "$preset"
+ask flags -- "$preset"
 # shellcheck disable=SC2154  # `ask` sets `facts`
 variable=${facts%%=*}
 flags="${facts#*=} ${!variable:-}"

@@ -62,7 +62,7 @@ check() {
   check_number --max-restarts "$max_restarts"
   [ "$nodes" -ge 1 ] && [ "$gpus_per_node" -ge 1 ] ||
     fail 2 "--nodes=$nodes --gpus-per-node=$gpus_per_node asks for nothing; give 1 or more."
-  ask flags "$preset"
+  ask flags -- "$preset"
   # shellcheck disable=SC2154  # `ask` sets `facts`
   [ "$preset" = none ] || [[ $facts == XLA_FLAGS=* ]] ||
     fail 2 "--preset=$preset is for TPUs; on GPUs take h100 or none."

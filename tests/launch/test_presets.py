@@ -86,38 +86,44 @@ def test_train_without_flags_sets_none_and_an_unknown_preset_is_refused(world):
     refused(world.run("train.sh", "v7", RING=str(ring)), "v7", "v5e, v5p, v6e, tpu7x")
 
 
-@pytest.mark.aot
-@pytest.mark.parametrize("name", TOPOLOGIES)
-def test_the_tpus_compiler_takes_the_preset(name, world):
-    preset = find_preset(name)
-    result = subprocess.run(
+def compile_step(world, name: str, flags: tuple[str, ...]):
+    """Compiles STEP for a generation in a process that starts with these flags."""
+    return subprocess.run(
         [sys.executable, "-c", STEP, TOPOLOGIES[name]],
         env={
             **world.environment,
             **{"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"},
             **{"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
-            preset.variable: " ".join(preset.flags),
+            "LIBTPU_INIT_ARGS": " ".join(flags),
         },
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_the_tpus_compiler_takes_the_preset(name, world):
+    result = compile_step(world, name, find_preset(name).flags)
     assert result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.aot
 def test_the_tpus_compiler_refuses_a_flag_that_it_does_not_know(world):
-    result = subprocess.run(
-        [sys.executable, "-c", STEP, TOPOLOGIES["v5e"]],
-        env={
-            **world.environment,
-            **{"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"},
-            "LIBTPU_INIT_ARGS": "--xla_no_such_flag=true",
-        },
-        capture_output=True,
-        text=True,
-    )
+    result = compile_step(world, "v5e", ("--xla_no_such_flag=true",))
     assert result.returncode != 0
     assert "xla_no_such_flag" in result.stderr
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("name", ["v5p", "v6e"])
+def test_what_was_left_out_is_still_refused(name, world):
+    for flag in CONTENTS["left_out"]:
+        if name in flag["presets"]:
+            left_out = f"--{flag['name']}={flag['value']}"
+            flags = (*find_preset(name).flags, left_out)
+            result = compile_step(world, name, flags)
+            assert "FAILED_PRECONDITION" in result.stderr
 
 
 def test_the_cpus_compiler_knows_the_flags_for_gpus(world):
