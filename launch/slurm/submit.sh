@@ -7,6 +7,7 @@
 # Options:
 #   --nodes=2              how many
 #   --gpus-per-node=8      processes on each, too
+#   --cpus-per-task=8      cores of each process, to read and tokenize with
 #   --preset=h100          compiler flags (ring_jax/cluster/xla_flags.json), or none
 #   --partition=P, --account=A, --time=HH:MM:SS  handed to sbatch
 #   --sbatch-arg=ARG       any other, as it is; may be repeated
@@ -27,7 +28,7 @@ usage() {
   sed -n '3,/^set -/{/^set -/d;s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
 }
 
-name='' nodes='' gpus_per_node=8 preset=h100 max_restarts=8
+name='' nodes='' gpus_per_node=8 cpus_per_task=8 preset=h100 max_restarts=8
 sbatch_args=()
 train_args=()
 
@@ -39,6 +40,7 @@ parse() {
     case $1 in
       --nodes=*) nodes=${1#*=} ;;
       --gpus-per-node=*) gpus_per_node=${1#*=} ;;
+      --cpus-per-task=*) cpus_per_task=${1#*=} ;;
       --preset=*) preset=${1#*=} ;;
       --partition=* | --account=* | --time=*) sbatch_args+=("$1") ;;
       --sbatch-arg=*) sbatch_args+=("${1#*=}") ;;
@@ -59,6 +61,7 @@ check() {
   [ -n "$nodes" ] || fail 2 "no nodes: give --nodes=N, such as --nodes=2."
   check_number --nodes "$nodes"
   check_number --gpus-per-node "$gpus_per_node"
+  check_number --cpus-per-task "$cpus_per_task"
   check_number --max-restarts "$max_restarts"
   [ "$nodes" -ge 1 ] && [ "$gpus_per_node" -ge 1 ] ||
     fail 2 "--nodes=$nodes --gpus-per-node=$gpus_per_node asks for nothing; give 1 or more."
@@ -91,7 +94,8 @@ main() {
     made=yes
   fi
   run sbatch "--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$gpus_per_node" \
-    "--gpus-per-node=$gpus_per_node" "--output=$logs/%j.txt" "${sbatch_args[@]}" \
+    "--gpus-per-node=$gpus_per_node" "--cpus-per-task=$cpus_per_task" \
+    "--output=$logs/%j.txt" "${sbatch_args[@]}" \
     "$repo/launch/slurm/train.sbatch" "$repo" "$logs" "$max_restarts" "$preset" \
     "${train_args[@]}" || {
     [ -z "$made" ] || rmdir -- "$logs"

@@ -34,6 +34,7 @@ FLAGS = {
     "kubectl delete": set(),
     "sbatch": {
         *("--job-name", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--output"),
+        "--cpus-per-task",
         *("--partition", "--account", "--time", "--qos"),
     },
     "srun": {"--kill-on-bad-exit"},

@@ -28,7 +28,11 @@ def test_two_nodes_of_eight_gpus_get_a_process_for_each_gpu(cluster):
     )
     assert result.stdout.split() == [
         *("sbatch", "--job-name=moe", "--nodes=2", "--ntasks-per-node=8"),
-        *("--gpus-per-node=8", "--output=/shared/run.slurm/%j.txt"),
+        *(
+            "--gpus-per-node=8",
+            "--cpus-per-task=8",
+            "--output=/shared/run.slurm/%j.txt",
+        ),
         *("--time=24:00:00", "--partition=h100", "--qos=low"),
         *(f"{LAUNCH}/slurm/train.sbatch", str(LAUNCH.parent), "/shared/run.slurm"),
         *("8", "h100", "--config=configs/my_run.py", "--workdir=/shared/run"),
