@@ -25,7 +25,8 @@ _SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.<>-]+)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _CALLS = re.compile(r"\b(?:calls|to_apply|body|condition|\w+_computation)=%([\w.<>-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CALL_LISTS = re.compile(r"\b(?:branch|called)_computations=\{([^}]*)\}")
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[(){}\[\],]')
 _ESTIMATED_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
@@ -59,8 +60,8 @@ class Instruction:
 
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]
-    """The leaves of the result, in order."""
+    result: str
+    """Its type with layout, as written."""
     operands: tuple[str, ...]
     """Names of instructions of the same computation."""
     operand_text: str
@@ -68,6 +69,11 @@ class Instruction:
     attributes: str
     """The rest of the line."""
     is_root: bool
+
+    @functools.cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The leaves of the result, in order."""
+        return _parse_shapes(self.result)
 
     @functools.cached_property
     def op_name(self) -> str:
@@ -79,8 +85,8 @@ class Instruction:
     def called(self) -> tuple[str, ...]:
         """Computations that it calls, applies, or loops over."""
         names = _CALLS.findall(self.attributes)
-        if branches := _BRANCHES.search(self.attributes):
-            names += _NAME.findall(branches.group(1))
+        if several := _CALL_LISTS.search(self.attributes):
+            names += _NAME.findall(several.group(1))
         return tuple(names)
 
     @property
@@ -105,15 +111,16 @@ class Instruction:
         """Whether it is a Pallas kernel."""
         return self.custom_call_target == "tpu_custom_call"
 
-    def attribute(self, name: str) -> str | None:
-        """Returns the text of an attribute, with its balanced braces."""
-        match = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
-        if match is None:
-            return None
-        start = match.end()
-        if self.attributes[start : start + 1] == "{":
-            return self.attributes[start : _closing(self.attributes, start) + 1]
-        return re.split(r",? \w+=|,$", self.attributes[start:], maxsplit=1)[0]
+    @functools.cached_property
+    def attribute_texts(self) -> dict[str, str]:
+        """The text of each attribute, with its brackets."""
+        texts, start = {}, 0
+        for end in _top_level_commas(self.attributes):
+            name, _, text = self.attributes[start:end].strip(" ,").partition("=")
+            if name:
+                texts[name] = text
+            start = end
+        return texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,26 +179,29 @@ def parse_module(text: str) -> Module:
             "step, not the lowered one."
         )
     computations: dict[str, Computation] = {}
-    name, entry, instructions = None, None, []
+    name, entry, lines = None, None, []
     for line in text.splitlines():
         if name is None:
             if match := _COMPUTATION.match(line):
-                name, instructions = match.group(2), []
+                name, lines = match.group(2), []
                 entry = name if match.group(1) else entry
-        elif line.startswith("}"):
-            computations[name] = Computation(name, tuple(instructions))
+        elif line == "}" or line.startswith("}, execution_thread="):
+            instructions = tuple(_parse_instruction(whole) for whole in lines)
+            computations[name] = Computation(name, instructions)
             name = None
-        elif instruction := _parse_instruction(line):
-            instructions.append(instruction)
+        elif _HEAD.match(line):
+            lines.append(line)
+        elif lines:
+            # Attributes of kernels may have line breaks.
+            lines[-1] += line
     if entry is None:
         raise ValueError("hlo: the module has no entry computation; is it complete?")
     return Module(computations, computations[entry])
 
 
-def _parse_instruction(line: str) -> Instruction | None:
+def _parse_instruction(line: str) -> Instruction:
     head = _HEAD.match(line)
-    if head is None:
-        return None
+    assert head is not None
     start = head.end()
     if line[start] == "(":
         end = _closing(line, start) + 1
@@ -203,7 +213,7 @@ def _parse_instruction(line: str) -> Instruction | None:
     return Instruction(
         name=head.group(2),
         opcode=line[end:opening].strip(),
-        shapes=_parse_shapes(line[start:end]),
+        result=line[start:end],
         operands=tuple(_NAME.findall(operand_text)),
         operand_text=operand_text,
         attributes=line[closing + 1 :],
@@ -223,17 +233,32 @@ def _parse_shapes(text: str) -> tuple[Shape, ...]:
 
 def _closing(text: str, opening: int) -> int:
     """Returns the place of the bracket that closes the one at `opening`."""
-    depth, quoted = 0, False
-    for place in range(opening, len(text)):
-        character = text[place]
-        if character == '"' and text[place - 1] != "\\":
-            quoted = not quoted
-        elif quoted:
-            continue
-        elif character in "({[":
+    depth = 0
+    for place, character in _unquoted(text, opening):
+        if character in "({[":
             depth += 1
         elif character in ")}]":
             depth -= 1
             if depth == 0:
                 return place
     raise ValueError(f"hlo: unbalanced brackets in {text[:80]!r}")
+
+
+def _top_level_commas(text: str) -> Iterator[int]:
+    """Yields the places of commas outside all brackets, and the end."""
+    depth = 0
+    for place, character in _unquoted(text, 0):
+        if character in "({[":
+            depth += 1
+        elif character in ")}]":
+            depth -= 1
+        elif character == "," and depth == 0:
+            yield place
+    yield len(text)
+
+
+def _unquoted(text: str, start: int) -> Iterator[tuple[int, str]]:
+    """Yields the brackets and commas outside quotes, with their places."""
+    for match in _STRING_OR_BRACKET.finditer(text, start):
+        if len(match.group()) == 1:
+            yield match.start(), match.group()
