@@ -112,7 +112,7 @@ def parse_program(name: str, text: str) -> Program:
     if not bundles:
         raise ValueError(
             f"{name}: no bundles in the dump; another version of libtpu wrote it than "
-            "0.0.50, whose format this reads."
+            "0.0.50 and 0.0.52, whose formats this reads."
         )
     return Program(name, tuple(bundles), regions, scalar_sizes)
 
@@ -161,6 +161,9 @@ def _parse_instruction(text: str) -> Instruction | None:
     if match is None or not _is_executed(match.group(2)):
         return None
     result, opcode, rest = match.groups()
+    if opcode == "smov.u32":
+        # As libtpu writes it from 0.0.52 on.
+        opcode = "smov"
     if "inlined_call_operand" in opcode:
         return _parse_operand(result, text)
     # `smov (p), a, b` is a choice; any other predicate skips the instruction.

@@ -197,6 +197,10 @@ def _shift_right_arithmetic(a: int, b: int) -> int:
     return signed(a) >> b
 
 
+def _multiply_high(a: int, b: int) -> int:
+    return signed(_unsigned(a) * _unsigned(b) >> 32)
+
+
 def _min_unsigned(a: int, b: int) -> int:
     return signed(min(_unsigned(a), _unsigned(b)))
 
@@ -225,6 +229,7 @@ _FUNCTIONS: dict[str, Callable[..., int]] = {
     "sadd.s32": functools.partial(_wrapped, operator.add),
     "ssub.s32": functools.partial(_wrapped, operator.sub),
     "smul.u32": functools.partial(_wrapped, operator.mul),
+    "smulhi.u32": _multiply_high,
     "sand.u32": functools.partial(_wrapped, operator.and_),
     "sor.u32": functools.partial(_wrapped, operator.or_),
     "sxor.u32": functools.partial(_wrapped, operator.xor),
@@ -242,6 +247,7 @@ _FUNCTIONS: dict[str, Callable[..., int]] = {
     "int_to_ptr.hbm": _first,
     "int_to_ptr.vmem": _first,
     "int_to_ptr.smem": _first,
+    "int_to_ptr.sflag": _first,
     "pand": _both,
     "pnand": _not_both,
     "por": _either,
