@@ -39,8 +39,6 @@ BUNDLES = "bundles"
 _NUMBERS = re.compile(
     r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"
 )
-    r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"
-)
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b.*$", re.MULTILINE)
 
@@ -120,8 +118,8 @@ def compile_step(
       config: the run; its files need not exist.
       pod: need not be there.
       cache: folder of kept answers.
-      with_bundles: also dumps the final bundles, for the estimate of time; a kept
-        answer without them does, where something derived from them is beside it.
+      with_bundles: also dumps the final bundles, for the estimate of time; whoever
+        asked for them may delete them.
       fresh: compiles even if the answer is kept.
 
     Raises:
