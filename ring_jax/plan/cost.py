@@ -129,6 +129,4 @@ def _read_time(path: pathlib.Path) -> StepTime:
         collective = Collective(**(inner | {"axes": tuple(inner["axes"])}))
         uses.append(Use(**(use | {"collective": collective})))
     operations = tuple(Operation(**operation) for operation in tree["operations"])
-    return StepTime(
-        **(tree | {"collectives": tuple(uses), "operations": operations})
-    )
+    return StepTime(**(tree | {"collectives": tuple(uses), "operations": operations}))
