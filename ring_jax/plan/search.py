@@ -65,25 +65,35 @@ def compile_until_it_fits(
 ) -> Iterator[Tried]:
     """Compiles changes to a step that overflowed, the cheapest first; ends with a fit.
 
-    The closed form's bytes are scaled to agree with the compiler's for the step that
-    overflowed; the candidates that then fit are tried from the fastest on, and last the
-    one that takes least.
+    The closed form's bytes are scaled to agree with the compiler's, first for the step
+    that overflowed, then for each remat by what was compiled with it. Candidates that
+    so fit are tried from the fastest on, and last the one that takes least.
+
+    Raises:
+      ConfigError: no mesh divides the model and the batch.
     """
-    candidates = rank(config, pod)
-    train = config.train
-    given = (
-        ClosedForm.of(config, pod)
-        .on(overflow.mesh_shape)
-        .predict(remat=train.remat, num_microbatches=train.num_microbatches)
+    train, candidates = config.train, rank(config, pod)
+    given = ClosedForm.of(config, pod).on(overflow.mesh_shape)
+    predicted = given.predict(
+        remat=train.remat, num_microbatches=train.num_microbatches
     )
-    scale = overflow.needed / given.hbm_bytes
-    fitting = [c for c in candidates if c.prediction.hbm_bytes * scale <= _room(pod)]
+    scales = dict.fromkeys(REMAT, overflow.needed / predicted.hbm_bytes)
     smallest = min(candidates, key=_hbm_bytes)
-    for candidate in [*_distinct(fitting)[: NUM_TRIED - 1], smallest]:
+    for _ in range(NUM_TRIED):
+        fitting = [c for c in candidates if _scaled(c, scales) <= _room(pod)]
+        candidate = fitting[0] if fitting else smallest
         outcome = _try(candidate, pod, cache)
         yield Tried(candidate, outcome)
-        if isinstance(outcome, Plan):
+        if isinstance(outcome, Plan) or candidate is smallest:
             return
+        candidates.remove(candidate)
+        if isinstance(outcome, Overflow):
+            scale = outcome.needed / candidate.prediction.hbm_bytes
+            scales[candidate.config.train.remat] = scale
+
+
+def _scaled(candidate: Candidate, scales: Mapping[str, float]) -> float:
+    return scales[candidate.config.train.remat] * candidate.prediction.hbm_bytes
 
 
 def overrides(before: RunConfig, after: RunConfig) -> list[str]:
