@@ -128,9 +128,18 @@ class ModelConfig:
 class MeshConfig:
     """Devices along each mesh axis; one axis may be -1, which takes what is left."""
 
+    slice: int = 1
+    """Slices of TPU chips, between which the data centre's network runs."""
     data: int = -1
+    """Copies of the weights within a slice."""
     fsdp: int = 1
+    """Devices that store a part of each weight, and gather it where it is used."""
+    context: int = 1
+    """Devices that share each row's tokens, for long rows."""
     expert: int = 1
+    """Devices that share the experts."""
+    tensor: int = 1
+    """Devices that share heads, hidden widths and the vocabulary."""
 
     def __post_init__(self):
         sizes = dataclasses.astuple(self)

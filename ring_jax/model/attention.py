@@ -64,9 +64,10 @@ class Attention(nnx.Module):
         """Attends among the tokens at hand: training and scoring."""
         query_BTNH, key_BTKH, value_BTKH = self._project(x_BTD, rows)
         heads, row = sharding.activation("BTNH"), sharding.activation("BT")
+        keys = sharding.activation("BTKH")
         run = sharding.per_device(
-            functools.partial(packed_attention, implementation=self.implementation),
-            in_specs=(heads, heads, heads, row),
+            functools.partial(_attend_block, implementation=self.implementation),
+            in_specs=(heads, keys, keys, row),
             out_specs=heads,
         )
         segments_BT = jax.reshard(rows.segments_BT, row)
@@ -127,6 +128,20 @@ class Attention(nnx.Module):
         return _add_bias(out_BTD, self.out_bias_D)
 
 
+def _attend_block(
+    query_BTNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    implementation: str | None,
+) -> jax.Array:
+    segments_BT = sharding.vary(segments_BT, sharding.TENSOR_AXIS)
+    return packed_attention(
+        query_BTNH, key_BTKH, value_BTKH, segments_BT, implementation=implementation
+    )
+
+
 def attend(
     query_BTNH: jax.Array,
     key_BSKH: jax.Array,
@@ -171,5 +186,4 @@ def _visible(
 def _add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
     if bias is None:
         return x
-    bias_whole = sharding.replicated(bias[...].astype(x.dtype))
-    return x + bias_whole[None, None]
+    return x + bias[...].astype(x.dtype)[None, None]

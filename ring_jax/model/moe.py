@@ -77,13 +77,12 @@ class Moe(nnx.Module):
             in_specs=(rows, row, row, sharding.weight("ED2F"), sharding.weight("EFD")),
             out_specs=rows,
         )
-        dtype = x_MD.dtype
         return run(
             x_MD,
             selection.expert_ids_MA,
             selection.weights_MA,
-            self.gate_up_ED2F[...].astype(dtype),
-            self.down_EFD[...].astype(dtype),
+            self.gate_up_ED2F[...],
+            self.down_EFD[...],
         )
 
 
@@ -97,8 +96,10 @@ def _experts_on_device(
     config: MoeConfig,
 ) -> jax.Array:
     """Runs the experts that live on this device for the tokens of its expert group."""
-    gate_up_ED2F = sharding.gather_block(gate_up_ED2F, "ED2F", keep="E")
-    down_EFD = sharding.gather_block(down_EFD, "EFD", keep="E")
+    dtype = x_MD.dtype
+    gate_up_ED2F = sharding.gather_block(gate_up_ED2F, "ED2F", dtype=dtype, keep="E")
+    down_EFD = sharding.gather_block(down_EFD, "EFD", dtype=dtype, keep="E")
+    x_MD = sharding.vary(x_MD, sharding.TENSOR_AXIS)
     E = gate_up_ED2F.shape[0]
     has_all_experts = config.num_experts == E
     if not has_all_experts:
@@ -130,7 +131,7 @@ def _experts_on_device(
         out_MD = jax.lax.psum_scatter(
             out_MD, EXPERT_AXIS, scatter_dimension=0, tiled=True
         )
-    return out_MD.astype(x_MD.dtype)
+    return sharding.sum_over(out_MD.astype(x_MD.dtype), sharding.TENSOR_AXIS)
 
 
 def _plan_rows(
