@@ -122,9 +122,8 @@ def _attend(
 ) -> jax.Array:
     _check(*arrays)
     query_BTNH, key_BTKH = arrays[:2]
-    B, T, K, H = key_BTKH.shape
-    rows = jax.ShapeDtypeStruct((B, T * context.num_shards, K, H), key_BTKH.dtype)
-    module = _module(implementation, query_BTNH, rows)
+    key_BSKH = jax.eval_shape(context.row, key_BTKH)
+    module = _module(implementation, query_BTNH, key_BSKH)
     if query_BTNH.size == 0:
         return query_BTNH
     query_BTNH, key_BTKH, value_BTKH, segments_BT = vary_alike(*arrays)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention.context import Context
+from pallas_kernels.attention.context import Context, Positions
 
 type Attend = Callable[..., jax.Array]
 """context, block, query_BKGTH, scaled, key_BKTH, value_BKTH, starts_BT -> out_BKGTH."""
@@ -92,14 +92,15 @@ class Spans:
     """Which positions of its row each query sees: from a start to its own."""
 
     start_BT: jax.Array
-    first_J: np.ndarray | jax.Array
-    """i32, where in its row each block of queries begins, rising. Of numpy where it is
-    known when a program is traced."""
+    query_J: Positions
+    """i32, where in its row each block of queries begins; rising."""
+    key_J: np.ndarray
+    """i32, where each block of keys begins, in the order in which parts have them."""
 
     @property
     def block(self) -> int:
         """Positions of a block."""
-        return self.start_BT.shape[1] // len(self.first_J)
+        return self.start_BT.shape[1] // len(self.query_J)
 
 
 def with_gradients(forward: Forward, backward: Backward) -> Attend:
@@ -108,8 +109,9 @@ def with_gradients(forward: Forward, backward: Backward) -> Attend:
     Keys and values of whole rows are gathered in each pass: kept are a device's own.
 
     Args:
-      forward: query, key and value of whole rows, `Spans` -> output and the log of the
-        softmax's denominators, which with the inputs is all that is kept.
+      forward: query, key_JBKSH and value_JBKSH of all J parts of the rows, `Spans` ->
+        output and the log of the softmax's denominators, which with the inputs is all
+        that is kept.
       backward: those four, both results and the output's gradient -> gradients of
         query, key and value.
 
@@ -127,11 +129,10 @@ def with_gradients(forward: Forward, backward: Backward) -> Attend:
 
     def pull_back(context: Context, block: int, kept: tuple, grad: jax.Array) -> tuple:
         *inputs, out, log_total = kept
-        grad_query, *grad_rows = backward(
+        grad_query, *grad_parts = backward(
             *_of_rows(context, block, *inputs), out, log_total, grad
         )
-        grad_key, grad_value = (context.own_sum(x, axis=2) for x in grad_rows)
-        return grad_query, grad_key, grad_value, None
+        return grad_query, *map(context.own_sum, grad_parts), None
 
     attend.defvjp(keep, pull_back)
     return attend
@@ -146,6 +147,10 @@ def _of_rows(
     start_BT: jax.Array,
 ) -> tuple:
     """Returns what `forward` takes of a device's own inputs."""
-    key_BKSH, value_BKSH = (context.row(x, axis=2) for x in (key_BKTH, value_BKTH))
-    spans = Spans(start_BT, context.positions(start_BT.shape[1])[::block])
-    return query_BKGTH, key_BKSH, value_BKSH, spans
+    T = start_BT.shape[1]
+    spans = Spans(
+        start_BT,
+        context.own_positions(T, every=block),
+        context.positions(T)[::block],
+    )
+    return query_BKGTH, context.parts(key_BKTH), context.parts(value_BKTH), spans

@@ -27,7 +27,7 @@ def packed_attention(
     query_BTKGH = query_BTNH.reshape(B, T, K, N // K, H)
     scores_BKGTS = _einsum("BTKGH,BSKH->BKGTS", query_BTKGH, key_BSKH) * H**-0.5
     document_BS = jnp.cumsum(jnp.diff(segments_BS, axis=1, prepend=0) != 0, axis=1)
-    document_BT, position_T = context.own(document_BS), context.positions(T)
+    document_BT, position_T = context.own(document_BS), context.own_positions(T)
     visible_BTS = document_BT[:, :, None] == document_BS[:, None, :]
     causal_TS = position_T[:, None] >= jnp.arange(document_BS.shape[1])[None]
     visible_BTS &= causal_TS[None]

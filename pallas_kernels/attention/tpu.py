@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -107,73 +108,78 @@ class Visits:
     owner_J: jax.Array
     """Block of the owner, counted through the whole batch."""
     other_J: jax.Array
-    """Block, of the same row, of the keys or queries that the owner meets."""
+    """Block, of the same row, of the keys or queries that the owner meets. Blocks are
+    counted as they lie in memory; `query_place_J` and `key_place_J` say where in the
+    row that is."""
     sight_J: jax.Array
     """`NOTHING`, `SOME` or `ALL`."""
-    place_J: jax.Array
-    """Block of the row that each block of a row's queries is; not of a visit."""
+    # Not of visits:
+    query_place_J: jax.Array
+    """Which block of the row a block of its queries is."""
+    key_place_J: jax.Array
+    """Which block of the row a block of its keys is."""
 
 
-def plan_visits(
-    spans: Spans, *, num_keys: int, owned_by: str
-) -> tuple[Visits, jax.Array]:
+def plan_visits(spans: Spans, *, owned_by: str) -> tuple[Visits, jax.Array]:
     """Lists the pairs of blocks that see each other.
 
-    Starts never fall along a row, so that the blocks an owner meets are neighbours, and
-    each of them has a pair that sees each other: queries meet the keys from their first
-    one's start to their own block, keys the queries from the first that is not before
-    them to the last whose first start is not behind them. Keys that no query at hand
-    sees are visited once, for their gradient is 0 and somebody must write it.
+    Starts never fall along a row, so that the blocks an owner meets are neighbours in
+    the row, and each of them has a pair that sees each other: queries meet the keys
+    from their first one's start to their own block, keys the queries from the first
+    that is not before them to the last whose first start is not behind them. Keys that
+    no query at hand sees are visited once, for somebody must write that their gradient
+    is 0.
 
     Args:
-      spans: of the queries, whose blocks begin at multiples of their length, and which
-        are on the average in the middle of the row.
-      num_keys: S, whole blocks.
+      spans: whose blocks begin at multiples of their length, those of queries on the
+        average in the middle of the row.
       owned_by: "query" or "key".
 
     Returns:
       The visits, and how many there are.
     """
     start_BT, block = spans.start_BT, spans.block
-    num_queries = len(spans.first_J)
-    num_blocks = {"query": num_queries, "key": num_keys // block}
-    place_J = jnp.asarray(spans.first_J) // block
-    first_BJ = start_BT[:, ::block] // block
-    low_BJ, high_BJ = _met_blocks(first_BJ, place_J, num_blocks[owned_by], owned_by)
+    place = {"query": jnp.asarray(spans.query_J) // block, "key": spans.key_J // block}
+    num = {side: len(places) for side, places in place.items()}
+    num_own = num[owned_by]
+    low_BJ, high_BJ = _met_blocks(start_BT[:, ::block] // block, place, owned_by)
     low_J, met_J = low_BJ.reshape(-1), (high_BJ - low_BJ).reshape(-1)
     count_J = jnp.maximum(met_J, 1)
     end_J = jnp.cumsum(count_J)
-    visit_J = jnp.arange(_max_visits(len(start_BT), *num_blocks.values()) + 1)
+    visit_J = jnp.arange(_max_visits(len(start_BT), num["query"], num["key"]) + 1)
     owner_J = jnp.searchsorted(end_J, visit_J, side="right", method="compare_all")
     i_J = jnp.minimum(owner_J, end_J.size - 1)
-    row_J, own_J = i_J // num_blocks[owned_by], i_J % num_blocks[owned_by]
+    row_J, own_J = i_J // num_own, i_J % num_own
     other_J = low_J[i_J] + visit_J - (end_J - count_J)[i_J]
-    queries_J, keys_J = (own_J, other_J) if owned_by == "query" else (other_J, own_J)
-    # Keys that nobody sees may lie behind the last queries.
-    queries_J = jnp.minimum(queries_J, num_queries - 1)
+    if owned_by == "query":
+        other_J = jnp.asarray(np.argsort(place["key"]))[other_J]
+        queries_J, keys_J = own_J, other_J
+    else:
+        # Keys that nobody sees may lie behind the last queries.
+        other_J = jnp.minimum(other_J, num["query"] - 1)
+        queries_J, keys_J = other_J, own_J
+    key_place_J = jnp.asarray(place["key"])
     # The last query of a block starts last.
     last_J = start_BT[:, block - 1 :: block][row_J, queries_J]
-    is_masked_J = (place_J[queries_J] == keys_J) | (last_J > keys_J * block)
-    visits = Visits(
-        owner_J,
-        keys_J if owned_by == "query" else queries_J,
-        jnp.where(met_J[i_J] == 0, NOTHING, jnp.where(is_masked_J, SOME, ALL)),
-        place_J,
-    )
+    is_masked_J = place["query"][queries_J] == key_place_J[keys_J]
+    is_masked_J |= last_J > key_place_J[keys_J] * block
+    sight_J = jnp.where(met_J[i_J] == 0, NOTHING, jnp.where(is_masked_J, SOME, ALL))
+    visits = Visits(owner_J, other_J, sight_J, place["query"], key_place_J)
     return jax.tree.map(lambda x: x.astype(jnp.int32), visits), end_J[-1]
 
 
 def _met_blocks(
-    first_BJ: jax.Array, place_J: jax.Array, num_owners: int, owned_by: str
+    first_BJ: jax.Array, place: dict, owned_by: str
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the first block that each owner of a row meets, and that after the last.
 
-    first_BJ is where the keys of a block of queries begin, in blocks.
+    `first_BJ` is where the keys of a block of queries begin. Blocks of keys are counted
+    in the row, those of queries as they are at hand.
     """
+    query_J, key_J = place["query"], place["key"]
     if owned_by == "query":
-        return first_BJ, jnp.broadcast_to(place_J[None] + 1, first_BJ.shape)
-    key_J = jnp.arange(num_owners)
-    is_before_JJ = place_J[None] < key_J[:, None]
+        return first_BJ, jnp.broadcast_to(query_J[None] + 1, first_BJ.shape)
+    is_before_JJ = query_J[None] < key_J[:, None]
     is_met_BJJ = first_BJ[:, None] <= key_J[None, :, None]
     low_J = jnp.sum(is_before_JJ, axis=1, dtype=jnp.int32)
     high_BJ = jnp.sum(is_met_BJJ, axis=2, dtype=jnp.int32)
@@ -190,7 +196,7 @@ def _max_visits(num_rows: int, num_queries: int, num_keys: int) -> int:
     return num_rows * (causal + num_keys - num_queries)
 
 
-def _forward(query_BKGTH, key_BKSH, value_BKSH, spans):
+def _forward(query_BKGTH, key_JBKSH, value_JBKSH, spans):
     """Returns the output and the log of the softmax's denominators, f32[B, K, G, T]."""
     B, K, G, T, H = query_BKGTH.shape
     row = pltpu.VMEM((G, spans.block), jnp.float32)
@@ -200,8 +206,8 @@ def _forward(query_BKGTH, key_BKSH, value_BKSH, spans):
         {
             "start_1T": spans.start_BT[:, None],
             "query_GTH": query_BKGTH,
-            "key_SH": key_BKSH,
-            "value_SH": value_BKSH,
+            "key_SH": key_JBKSH,
+            "value_SH": value_JBKSH,
         },
         outputs={
             "out_GTH": _like(query_BKGTH.shape, query_BKGTH.dtype, query_BKGTH),
@@ -213,7 +219,7 @@ def _forward(query_BKGTH, key_BKSH, value_BKSH, spans):
 
 
 def _backward(
-    query_BKGTH, key_BKSH, value_BKSH, spans, out_BKGTH, log_total_BKGT, grad_BKGTH
+    query_BKGTH, key_JBKSH, value_JBKSH, spans, out_BKGTH, log_total_BKGT, grad_BKGTH
 ):
     """Returns the gradients of query, key and value.
 
@@ -227,14 +233,14 @@ def _backward(
     inputs = {
         "start_1T": spans.start_BT[:, None],
         "query_GTH": query_BKGTH,
-        "key_SH": key_BKSH,
-        "value_SH": value_BKSH,
+        "key_SH": key_JBKSH,
+        "value_SH": value_JBKSH,
         "grad_GTH": grad_BKGTH,
         "log_total_GT": log_total_BKGT,
         "shift_GT": shift_BKGT,
     }
     grad_query = _like(query_BKGTH.shape, query_BKGTH.dtype, query_BKGTH)
-    grad_key = _like(key_BKSH.shape, key_BKSH.dtype, query_BKGTH)
+    grad_key = _like(key_JBKSH.shape, key_JBKSH.dtype, query_BKGTH)
     (grad_query_BKGTH,) = _call(
         _QueryGradient,
         spans,
@@ -242,14 +248,14 @@ def _backward(
         outputs={"grad_query_GTH": grad_query},
         scratch=[pltpu.VMEM((G, H, spans.block), jnp.float32)],
     )
-    grad_key_BKSH, grad_value_BKSH = _call(
+    grad_key_JBKSH, grad_value_JBKSH = _call(
         _KeyValueGradient,
         spans,
         inputs,
         outputs={"grad_key_SH": grad_key, "grad_value_SH": grad_key},
         scratch=[pltpu.VMEM((spans.block, H), jnp.float32)] * 2,
     )
-    return grad_query_BKGTH, grad_key_BKSH, grad_value_BKSH
+    return grad_query_BKGTH, grad_key_JBKSH, grad_value_JBKSH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,9 +290,10 @@ class _Pair:
         queries, keys = (own, other) if self.owned_by == "query" else (other, own)
         block = self.key_SH.shape[0]
         shape = (block, block)
-        key_ST = keys * block + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-        first = self.visits.place_J[queries] * block
-        query_ST = first + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+        first_key = self.visits.key_place_J[keys] * block
+        first_query = self.visits.query_place_J[queries] * block
+        key_ST = first_key + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+        query_ST = first_query + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
         return (key_ST <= query_ST) & (key_ST >= self.start_1T[...])
 
     def scores(self, g: int, visible_ST: jax.Array | None) -> jax.Array:
@@ -422,16 +429,16 @@ def _call(
     """Runs a kernel for each key/value head over all visits.
 
     The letters of an input's and an output's name are those of its block; the arrays
-    have B and K in front, the starts B only.
+    have B and K in front, the starts B only, keys and values the parts of a row.
     """
     tpu = hardware.target_tpu()
     assert tpu is not None, "`unsupported` lets nothing else through"
     query_BKGTH = inputs["query_GTH"]
     B, K, G, T, H = query_BKGTH.shape
-    S, block = inputs["key_SH"].shape[2], spans.block
-    num_owners = {"query": T, "key": S}[kernel.OWNED_BY] // block
-    specs = _block_specs((G, block, H), num_owners, kernel.OWNED_BY)
-    visits, num_visits = plan_visits(spans, num_keys=S, owned_by=kernel.OWNED_BY)
+    J, _, _, S, _ = inputs["key_SH"].shape
+    num_owners = len({"query": spans.query_J, "key": spans.key_J}[kernel.OWNED_BY])
+    specs = _block_specs((G, spans.block, S, H), num_owners, kernel.OWNED_BY)
+    visits, num_visits = plan_visits(spans, owned_by=kernel.OWNED_BY)
     fields = jax.tree.leaves(visits)
     arrays = [*inputs.values(), *outputs.values()]
     return pl.pallas_call(
@@ -450,9 +457,9 @@ def _call(
         ),
         # Of rows that are one document each: how long they are is not known here.
         cost_estimate=pl.CostEstimate(
-            flops=kernel.NUM_PRODUCTS * B * K * G * T * S * H,
+            flops=kernel.NUM_PRODUCTS * B * K * G * T * J * S * H,
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in arrays),
-            transcendentals=B * K * G * T * S // 2,
+            transcendentals=B * K * G * T * J * S // 2,
         ),
         name="packed_attention" + kernel.__name__.lower(),
     )(*fields, *inputs.values())
@@ -477,10 +484,14 @@ def _run(kernel: _Kernel, names: list[str], num_blocks: int, *refs: Any) -> None
 
 
 def _block_specs(
-    sizes: tuple[int, int, int], num_owners: int, owned_by: str
+    sizes: tuple[int, int, int, int], num_owners: int, owned_by: str
 ) -> dict[str, pl.BlockSpec]:
-    """Returns the blocks of a visit, by their letters; `sizes` are G, a block's, H."""
-    G, block, H = sizes
+    """Returns the blocks of a visit, by their letters.
+
+    `sizes` are G, the positions of a block, those of a part of the keys, and H.
+    """
+    G, block, S, H = sizes
+    in_part = S // block
 
     def spec(side: str, shape: tuple, index: Callable) -> pl.BlockSpec:
         def index_map(k, j, owner_J, other_J, *_):
@@ -494,7 +505,11 @@ def _block_specs(
         "1T": spec("query", (None, 1, block), lambda b, k, i: (b, 0, i)),
         "GT": spec("query", (*head, G, block), lambda b, k, i: (b, k, 0, i)),
         "GTH": spec("query", (*head, G, block, H), lambda b, k, i: (b, k, 0, i, 0)),
-        "SH": spec("key", (*head, block, H), lambda b, k, i: (b, k, i, 0)),
+        "SH": spec(
+            "key",
+            (None, *head, block, H),
+            lambda b, k, i: (i // in_part, b, k, i % in_part, 0),
+        ),
     }
 
 

@@ -86,8 +86,9 @@ class _Queries:
         return jnp.where(visible_BTS[:, None, None], scores_BKGTS, MASKED)
 
 
-def _forward(query_BKGTH, key_BKSH, value_BKSH, spans):
+def _forward(query_BKGTH, key_JBKSH, value_JBKSH, spans):
     """Returns the output and the log of its denominators, f32[B, K, G, T, 1]."""
+    key_BKSH, value_BKSH = map(_join, (key_JBKSH, value_JBKSH))
     results = (
         _zeros(query_BKGTH, query_BKGTH.dtype),
         _zeros(query_BKGTH[..., :1], jnp.float32),
@@ -100,17 +101,20 @@ def _forward(query_BKGTH, key_BKSH, value_BKSH, spans):
         add = functools.partial(_add_keys, queries, key_BKSH, value_BKSH)
         row = _zeros(query[..., :1], jnp.float32)
         sums = (row + MASKED, row, _zeros(query, jnp.float32))
-        parts = _normalise(*_over_keys(add, queries, sums))
+        parts = _normalise(*_over_keys(add, queries, spans, sums))
         return tuple(map(functools.partial(_put, here), results, parts))
 
     return _over_queries(attend, spans, results)
 
 
-def _add_keys(queries, key_BKSH, value_BKSH, first, num, sums):
-    """Adds `num` keys from `first` on to the queries' maxima, totals and outputs."""
+def _add_keys(queries, key_BKSH, value_BKSH, here, first, num, sums):
+    """Adds keys to the queries' maxima, totals and outputs.
+
+    Those are `num` keys, here from `here` on, in the row from `first` on.
+    """
     peak_BKGT1, total_BKGT1, mixed_BKGTH = sums
     key_BKSH, value_BKSH = (
-        _slice(x, first, num, axis=2) for x in (key_BKSH, value_BKSH)
+        _slice(x, here, num, axis=2) for x in (key_BKSH, value_BKSH)
     )
     scores_BKGTS = queries.scores(key_BKSH, first)
     new_BKGT1 = jnp.max(scores_BKGTS, axis=4, keepdims=True)
@@ -130,8 +134,9 @@ def _normalise(peak_BKGT1, total_BKGT1, mixed_BKGTH):
     return mixed_BKGTH / total_BKGT1, peak_BKGT1 + jnp.log(total_BKGT1)
 
 
-def _backward(query_BKGTH, key_BKSH, value_BKSH, spans, out, log_total, grad):
+def _backward(query_BKGTH, key_JBKSH, value_JBKSH, spans, out, log_total, grad):
     """Returns the gradients of query, key and value, in one pass over the blocks."""
+    key_BKSH, value_BKSH = map(_join, (key_JBKSH, value_JBKSH))
     grad_keys = _zeros(key_BKSH, jnp.float32)
     grads = (_zeros(query_BKGTH, query_BKGTH.dtype), grad_keys, grad_keys)
 
@@ -150,18 +155,20 @@ def _backward(query_BKGTH, key_BKSH, value_BKSH, spans, out, log_total, grad):
         )
         add = functools.partial(_add_gradients, queries, key_BKSH, value_BKSH)
         sums = (_zeros(query, jnp.float32), *grad_keys)
-        part_BKGTH, *grad_keys = _over_keys(add, queries, sums)
+        part_BKGTH, *grad_keys = _over_keys(add, queries, spans, sums)
         return _put(here, grad_query_BKGTH, part_BKGTH), *grad_keys
 
     grad_query_BKGTH, *grad_keys = _over_queries(pull_back, spans, grads)
-    return grad_query_BKGTH, *(x.astype(key_BKSH.dtype) for x in grad_keys)
+    split = functools.partial(_split, num_parts=len(key_JBKSH))
+    grad_key, grad_value = (split(x.astype(key_BKSH.dtype)) for x in grad_keys)
+    return grad_query_BKGTH, grad_key, grad_value
 
 
-def _add_gradients(queries, key_BKSH, value_BKSH, first, num, sums):
-    """Adds what `num` keys from `first` on and the queries give to the gradients."""
+def _add_gradients(queries, key_BKSH, value_BKSH, here, first, num, sums):
+    """Adds to the gradients what the keys of `_add_keys` and the queries give."""
     grad_query_BKGTH, grad_key_BKSH, grad_value_BKSH = sums
     key_BKSH, value_BKSH = (
-        _slice(x, first, num, axis=2) for x in (key_BKSH, value_BKSH)
+        _slice(x, here, num, axis=2) for x in (key_BKSH, value_BKSH)
     )
     dtype = key_BKSH.dtype
     scores_BKGTS = queries.scores(key_BKSH, first)
@@ -171,34 +178,38 @@ def _add_gradients(queries, key_BKSH, value_BKSH, first, num, sums):
     weights_BKGTS = weights_BKGTS.astype(dtype)
     grad_query_BKGTH += _dot("BKGTS,BKSH->BKGTH", grad_BKGTS, key_BKSH)
     part_BKSH = _dot("BKGTS,BKGTH->BKSH", grad_BKGTS, queries.query_BKGTH)
-    grad_key_BKSH = _add_at(first, grad_key_BKSH, part_BKSH)
+    grad_key_BKSH = _add_at(here, grad_key_BKSH, part_BKSH)
     part_BKSH = _dot("BKGTS,BKGTH->BKSH", weights_BKGTS, queries.grad_BKGTH)
-    grad_value_BKSH = _add_at(first, grad_value_BKSH, part_BKSH)
+    grad_value_BKSH = _add_at(here, grad_value_BKSH, part_BKSH)
     return grad_query_BKGTH, grad_key_BKSH, grad_value_BKSH
 
 
 def _over_queries(run: Callable, spans: Spans, results: tuple) -> tuple:
     """Calls `run(position here, position in the row, results)` a block of queries."""
-    num_blocks, block = len(spans.first_J), spans.block
+    num_blocks, block = len(spans.query_J), spans.block
     if num_blocks <= MAX_UNROLLED:
         for i in range(num_blocks):
-            results = run(i * block, spans.first_J[i], results)
+            results = run(i * block, spans.query_J[i], results)
         return results
-    first_J = jnp.asarray(spans.first_J)
+    first_J = jnp.asarray(spans.query_J)
     return jax.lax.fori_loop(
         0, num_blocks, lambda i, x: run(i * block, first_J[i], x), results
     )
 
 
-def _over_keys(add: Callable, queries: _Queries, sums: tuple) -> tuple:
-    """Calls `add(first key, number of keys, sums)` for the keys that queries see."""
-    block = queries.start_BT.shape[1]
+def _over_keys(add: Callable, queries: _Queries, spans: Spans, sums: tuple) -> tuple:
+    """Calls `add(key here, key in the row, number of keys, sums)` for what is seen."""
+    block = spans.block
     if not isinstance(queries.first, jax.Array):
-        return add(0, int(queries.first) + block, sums)
+        return add(0, 0, int(queries.first) + block, sums)
     first_block = first_key_block(queries.start_BT)
     last_block = queries.first // block
+    here_J = jnp.asarray(np.argsort(spans.key_J) * block)
     return jax.lax.fori_loop(
-        first_block, last_block + 1, lambda c, x: add(c * block, block, x), sums
+        first_block,
+        last_block + 1,
+        lambda c, x: add(here_J[c], c * block, block, x),
+        sums,
     )
 
 
@@ -208,6 +219,15 @@ def first_key_block(start_BT: jax.Array) -> jax.Array:
     Starts never fall along a row: the first query's is the earliest.
     """
     return jnp.min(start_BT[:, 0]) // start_BT.shape[1]
+
+
+def _join(x_JBKSH: jax.Array) -> jax.Array:
+    """Returns the parts of each row one behind the other, [B, K, S, H]."""
+    return jnp.concatenate(x_JBKSH, axis=2)
+
+
+def _split(x_BKSH: jax.Array, num_parts: int) -> jax.Array:
+    return jnp.stack(jnp.split(x_BKSH, num_parts, axis=2))
 
 
 def _slice(x: jax.Array, first: int | jax.Array, num: int, axis: int = 3) -> jax.Array:
