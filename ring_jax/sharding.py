@@ -78,9 +78,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     rest = len(devices) // fixed
     shape = [rest if sizes[axis] == -1 else sizes[axis] for axis in MESH_AXES]
     groups = [
-        mesh_utils.create_device_mesh(
-            shape[1:], group, allow_split_physical_axes=True
-        )
+        mesh_utils.create_device_mesh(shape[1:], group, allow_split_physical_axes=True)
         for group in _slices(devices, shape[0])
     ]
     kinds = (AxisType.Explicit,) * len(MESH_AXES)
@@ -141,6 +139,20 @@ def without_context(mesh: Mesh) -> Mesh:
     sizes[CONTEXT_AXIS] = 1
     devices = mesh.devices.reshape(tuple(sizes.values()))
     return Mesh(devices, MESH_AXES, axis_types=mesh.axis_types)
+
+
+def onto[Tree](tree: Tree, mesh: Mesh) -> Tree:
+    """Gives parameters the layouts of another mesh of the same devices."""
+
+    def move(x: jax.Array) -> jax.Array:
+        entries = [_named(entry) for entry in jax.typeof(x).sharding.spec]
+        kept = [
+            tuple(axis for axis in axes if mesh.shape[axis] > 1) or None
+            for axes in entries
+        ]
+        return jax.device_put(x, on_mesh(P(*kept), mesh))
+
+    return jax.tree.map(move, tree)
 
 
 def abstract_mesh(**sizes: int) -> AbstractMesh:
@@ -204,6 +216,11 @@ def _that_split(axes: tuple[str, ...]) -> tuple[str, ...] | None:
     if mesh.empty:
         return axes or None
     return tuple(axis for axis in axes if mesh.shape[axis] > 1) or None
+
+
+def _named(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the axes of an entry of a `PartitionSpec`."""
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def if_split(axis: str) -> str | None:
@@ -310,7 +327,7 @@ def _einsum_block(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
 def per_device[**Args, T](
     function: Callable[Args, T], *, in_specs: tuple, out_specs: object
 ) -> Callable[Args, T]:
-    """Runs `function` on each device's own block of its arguments, laid out so first."""
+    """Runs `function` on each device's own blocks of its arguments, laid out so."""
     run = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)
 
     def lay_out_and_run(*args: Args.args, **kwargs: Args.kwargs) -> T:
@@ -336,8 +353,7 @@ def gather_block(
     """
     w = vary(w, *TOKEN_AXES).astype(dtype or w.dtype)
     for position, (dim, entry) in enumerate(zip(dims, weight(dims), strict=True)):
-        axes = (entry,) if isinstance(entry, str) else entry or ()
-        gathered = tuple(axis for axis in axes if axis != TENSOR_AXIS)
+        gathered = tuple(axis for axis in _named(entry) if axis != TENSOR_AXIS)
         if gathered and dim not in keep:
             w = collectives.all_gather(w, gathered, dim=position)
     return w
@@ -357,4 +373,3 @@ def sum_over(x: jax.Array, *axes: str) -> jax.Array:
     """Inside `per_device`: sums over mesh axes; every device gets the sum."""
     split = _that_split(axes)
     return jax.lax.psum(x, split) if split else x
-

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.attention import packed_attention
+from pallas_kernels.attention import context_attention, packed_attention
 from ring_jax import sharding
 from ring_jax.config import ModelConfig
 from ring_jax.model.layers import filled, normal
@@ -137,9 +137,10 @@ def _attend_block(
     implementation: str | None,
 ) -> jax.Array:
     segments_BT = sharding.vary(segments_BT, sharding.TENSOR_AXIS)
-    return packed_attention(
-        query_BTNH, key_BTKH, value_BTKH, segments_BT, implementation=implementation
-    )
+    arrays = query_BTNH, key_BTKH, value_BTKH, segments_BT
+    if (axis := sharding.if_split(sharding.CONTEXT_AXIS)) is None:
+        return packed_attention(*arrays, implementation=implementation)
+    return context_attention(*arrays, axis_name=axis, implementation=implementation)
 
 
 def attend(
