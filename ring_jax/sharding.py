@@ -324,14 +324,14 @@ def _einsum_block(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     return y
 
 
-def per_device[**Args, T](
-    function: Callable[Args, T], *, in_specs: tuple, out_specs: object
-) -> Callable[Args, T]:
+def per_device[T](
+    function: Callable[..., T], *, in_specs: tuple, out_specs: object
+) -> Callable[..., T]:
     """Runs `function` on each device's own blocks of its arguments, laid out so."""
     run = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)
 
-    def lay_out_and_run(*args: Args.args, **kwargs: Args.kwargs) -> T:
-        return run(*map(jax.reshard, args, in_specs), **kwargs)
+    def lay_out_and_run(*args: jax.Array) -> T:
+        return run(*map(jax.reshard, args, in_specs))
 
     return lay_out_and_run
 
