@@ -26,6 +26,9 @@ _OPERAND = re.compile(r"\[shape: (\w+)\[([\d,]*)\], index: (\d+), kind: (\w+)")
 _MXU = re.compile(r"mxu(\d)")
 _RESULT_BUFFER = re.compile(r"mrb\[(\d+)\]\.mxu(\d)")
 _VECTOR_MEMORY = re.compile(r"= v(st|ld)\b")
+_SEMAPHORE = re.compile(
+    r"(?:vsyncpa|vsyncadd|dma\.done\.wait|scalar_lea\.sflag)[^\[;]*\[(#allocation\d+)"
+)
 _FILE_NAME = re.compile(r"^\d+-(.*)-\d+-final_bundles\.txt$")
 
 
@@ -70,7 +73,9 @@ class Program:
     regions: dict[int, int]
     """Region -> index of its first bundle: where branches lead."""
     scalar_sizes: dict[int, int]
-    """Number of an i32 operand -> how many values it has."""
+    """Number of an operand of integers or booleans -> how many values it has."""
+    semaphores: frozenset[str] = frozenset()
+    """Allocations that hold semaphores."""
 
     @functools.cached_property
     def num_spills(self) -> int:
@@ -101,6 +106,7 @@ def parse_program(name: str, text: str) -> Program:
       ValueError: the text holds no bundles.
     """
     bundles, regions, scalar_sizes = [], {}, {}
+    semaphores: set[str] = set()
     for line in _join_comments(text).splitlines():
         match = _BUNDLE.match(line)
         if match is None:
@@ -108,13 +114,14 @@ def parse_program(name: str, text: str) -> Program:
         for region in _REGION.findall(line):
             regions.setdefault(int(region), len(bundles))
         scalar_sizes |= _scalar_sizes(line)
+        semaphores.update(_SEMAPHORE.findall(line))
         bundles.append(_parse_bundle(match.group(1)))
     if not bundles:
         raise ValueError(
             f"{name}: no bundles in the dump; another version of libtpu wrote it than "
             "0.0.50 and 0.0.52, whose formats this reads."
         )
-    return Program(name, tuple(bundles), regions, scalar_sizes)
+    return Program(name, tuple(bundles), regions, scalar_sizes, frozenset(semaphores))
 
 
 def _join_comments(text: str) -> str:
@@ -125,7 +132,7 @@ def _join_comments(text: str) -> str:
 def _scalar_sizes(line: str) -> dict[int, int]:
     sizes = {}
     for dtype, shape, number, kind in _OPERAND.findall(line):
-        if (dtype, kind) == ("s32", "input"):
+        if dtype in ("s32", "u32", "pred") and kind == "input":
             lengths = [int(length) for length in shape.split(",") if length]
             sizes[int(number)] = math.prod(lengths)
     return sizes

@@ -16,13 +16,26 @@ from pallas_kernels.schedule.bundles import Instruction
 # Addresses are numbers, so that the program can calculate with them: operands and
 # allocations get room of their own, that of operands for a shift by 4 bits as well.
 OPERAND_ROOM, ALLOCATION_START, ALLOCATION_ROOM = 2**20, 2**29, 2**17
+# A DMA that signals semaphores of several cores names them in 16 bits each, the upper
+# ones with a mask of cores in bits 13 and 14: numbers of semaphores must fit below.
+SEMAPHORE_ROOM, SEMAPHORE_BITS = 2**6, 13
 
 
 class ScalarUnit:
     """The scalar state of one core."""
 
-    def __init__(self, scalars: Mapping[int, np.ndarray], *, core: int):
+    def __init__(
+        self,
+        scalars: Mapping[int, np.ndarray],
+        *,
+        core: int,
+        semaphores: frozenset[str] = frozenset(),
+    ):
         self._core = core
+        self._semaphores = {
+            name: (number + 1) * SEMAPHORE_ROOM
+            for number, name in enumerate(sorted(semaphores))
+        }
         self._values: dict[str, int | None] = {}
         self._defined: dict[str, int] = {}
         self._clock = 0
@@ -143,8 +156,17 @@ class ScalarUnit:
         return total
 
     def _allocation(self, name: str) -> int:
+        if name in self._semaphores:
+            return self._semaphores[name]
         number = self._allocations.setdefault(name, len(self._allocations))
         return ALLOCATION_START + number * ALLOCATION_ROOM
+
+
+def semaphore(value: int) -> tuple[int, bool]:
+    """Returns a semaphore of this core, and whether another core has it signalled too."""
+    if value >> 16 and value % 2**16 >= SEMAPHORE_ROOM:
+        return value % 2**SEMAPHORE_BITS, True
+    return value, False
 
 
 def signed(value: int) -> int:

@@ -4,6 +4,8 @@
 The model, of one TensorCore:
 
 - Blocks of bundles take the cycles that `blocks.py` gives them.
+- Cores run alike: what another core fetches for this one arrives when this core's own
+  share of it does.
 - The core's DMAs share one queue to HBM at the chip's bandwidth (a core's share of it)
   and arrive `DMA_LATENCY_SECONDS` after their last byte; a wait waits for what its
   semaphore still lacks.
@@ -21,7 +23,7 @@ import numpy as np
 from pallas_kernels.hardware import Tpu
 from pallas_kernels.schedule.blocks import Block, Blocks
 from pallas_kernels.schedule.bundles import Instruction
-from pallas_kernels.schedule.scalar_unit import ScalarUnit, signed
+from pallas_kernels.schedule.scalar_unit import ScalarUnit, semaphore, signed
 
 DMA_LATENCY_SECONDS = 0.6e-6
 """An assumption; of weight only where transfers are small."""
@@ -78,7 +80,10 @@ class _Core:
         self._blocks, self._program = blocks, blocks.program
         self._tpu = tpu
         self._bandwidth = tpu.hbm_bytes_per_second / tpu.num_cores
-        self._scalars = ScalarUnit(scalars, core=core)
+        self._scalars = ScalarUnit(
+            scalars, core=core, semaphores=self._program.semaphores
+        )
+        self._shared: set[int] = set()
         self._arrivals: dict[int, collections.deque[_Arrival]] = (
             collections.defaultdict(collections.deque)
         )
@@ -160,6 +165,9 @@ class _Core:
         source, size, target, flag = map(self._scalars.value, instruction.operands[:4])
         if size is None or flag is None:
             raise self._unknown(instruction)
+        flag, is_shared = semaphore(flag)
+        if is_shared:
+            self._shared.add(flag)
         if instruction.opcode.endswith("to_smem"):
             self._scalars.fill_memory(source=source, target=target)
             self._arrivals[flag].append(_Arrival(at, size))
@@ -182,7 +190,7 @@ class _Core:
                 break
             at = max(at, arrival.seconds)
             total += arrival.amount
-        if total < amount:
+        if total < amount and flag not in self._shared:
             raise UnknownValueError(
                 f"{self._program.name}: `{instruction.text[:120]}` waits for {amount}, "
                 f"and DMAs bring {total}: it would wait for ever. Check `scalars`."

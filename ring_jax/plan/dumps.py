@@ -76,7 +76,8 @@ class Dumps:
           scalars: operand number -> i32 values; None: all are 0.
 
         Returns:
-          Seconds of the slowest core; None if its path depends on more than `scalars`.
+          Seconds of the slowest core that can be known; None if the first core's path
+          depends on more than `scalars`.
         """
         if scalars is None:
             return self._seconds_of_zeros(path)
@@ -91,13 +92,15 @@ class Dumps:
         blocks = Blocks(
             self.program(path), cycles_per_matmul=self._tpu.cycles_per_matmul
         )
-        try:
-            return max(
-                timeline.run(blocks, scalars, tpu=self._tpu, core=core).seconds
-                for core in range(self._tpu.num_cores)
-            )
-        except UnknownValueError:
-            return None
+        slowest = None
+        for core in range(self._tpu.num_cores):
+            try:
+                line = timeline.run(blocks, scalars, tpu=self._tpu, core=core)
+            except UnknownValueError:
+                # Where the first core fetches for all, the others cannot be run alone.
+                break
+            slowest = max(slowest or 0.0, line.seconds)
+        return slowest
 
     def _index_twins(self) -> dict[tuple, Path]:
         twins = {}
