@@ -43,6 +43,8 @@ class Tpu:
     vmem_bytes: int
     """Of one core."""
     clock_hz: float
+    hbm_bytes: int
+    """What the compiler lets a program of one jax device have, of libtpu 0.0.50."""
     hbm_bytes_per_second: float
     """Of one jax device."""
     num_matrix_units: int
@@ -72,11 +74,13 @@ class Tpu:
 
 
 MIB = 2**20
+GIB = 2**30
 _V5E = Tpu(
     "TPU v5 lite",
     num_cores=1,
     vmem_bytes=128 * MIB,
     clock_hz=1.503e9,
+    hbm_bytes=int(15.75 * GIB),
     hbm_bytes_per_second=819e9,
     num_matrix_units=4,
     matrix_unit_width=128,
@@ -93,6 +97,7 @@ _V5P = dataclasses.replace(
     num_cores=2,
     vmem_bytes=64 * MIB,
     clock_hz=1.75e9,
+    hbm_bytes=int(95.73 * GIB),
     hbm_bytes_per_second=2765e9,
     link_bytes_per_second=90e9,
     num_torus_axes=3,
@@ -104,6 +109,7 @@ _V6E = Tpu(
     num_cores=1,
     vmem_bytes=128 * MIB,
     clock_hz=1.75e9,
+    hbm_bytes=int(31.24 * GIB),
     hbm_bytes_per_second=1640e9,
     num_matrix_units=2,
     matrix_unit_width=256,
@@ -119,6 +125,7 @@ _V7X = dataclasses.replace(
     name="TPU7x",
     vmem_bytes=64 * MIB,
     clock_hz=2.2e9,
+    hbm_bytes=int(94.74 * GIB),
     hbm_bytes_per_second=3690e9,
     eight_bit_types=("float8_e4m3fn", "float8_e5m2"),
     link_bytes_per_second=90e9,
