@@ -345,9 +345,7 @@ def _ways(instruction: Instruction, axes: Sequence[tuple[int, bool]]) -> int:
     return sum(2 if is_ring else 1 for _, is_ring in longest)
 
 
-def _permute_seconds(
-    num_bytes: int, pairs: Sequence[Sequence[int]], pod: Pod
-) -> float:
+def _permute_seconds(num_bytes: int, pairs: Sequence[Sequence[int]], pod: Pod) -> float:
     """Routes each transfer along x, then y, then z, and takes the busiest link."""
     loads: collections.Counter[tuple] = collections.Counter()
     for source, target in pairs:
