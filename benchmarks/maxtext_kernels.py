@@ -71,7 +71,7 @@ def megablox_scalars(
 
 
 def splash_scalars(num_blocks: int, *, is_keys: bool) -> dict[int, np.ndarray]:
-    """Returns which block is fetched next, and which blocks are masked, as it packs them.
+    """Returns which block is fetched next, and which blocks are masked, as packed.
 
     Of a block of queries i and one of keys j: 2 whole, 1 on the diagonal, 0 not seen.
     Where nothing is seen, the next block that is seen is fetched.

@@ -39,7 +39,7 @@ from ring_jax.config import (
     StageConfig,
     TrainConfig,
 )
-from ring_jax.plan.collectives import Pod as Links
+from ring_jax.plan.collectives import PlacedMesh
 from ring_jax.plan.compile import Overflow, default_cache
 from ring_jax.plan.cost import plan_step
 from ring_jax.plan.step_time import StepTime, axis_seconds, estimate_step
@@ -145,18 +145,20 @@ def peer_side(accelerator: str, python: pathlib.Path) -> Side:
         run_peer(accelerator, python, folder, dumps)
         found = json.loads((folder / "step.json").read_text("utf-8"))
         tpu = hardware.TPUS[found["device_kind"]]
-        pod = Links(found["mesh_shape"], tuple(map(tuple, found["coordinates"])), tpu)
+        mesh = PlacedMesh(
+            found["mesh_shape"], tuple(map(tuple, found["coordinates"])), tpu
+        )
         time = estimate_step(
             (folder / "step.hlo").read_text("utf-8"),
-            pod,
+            mesh,
             dump_dir=dumps,
             kernel_scalars=maxtext_kernels.kernel_scalars,
             categories=maxtext_kernels.CATEGORIES,
         )
-    flops = PEER_TERAFLOPS * 1e12 * pod.num_devices
+    flops = PEER_TERAFLOPS * 1e12 * mesh.num_devices
     return Side(
         time,
-        time.mfu(flops, num_devices=pod.num_devices, tpu=tpu),
+        time.mfu(flops, num_devices=mesh.num_devices, tpu=tpu),
         found["peak_memory_bytes"] / GIB,
         found["compile_seconds"],
     )

@@ -163,7 +163,7 @@ class ScalarUnit:
 
 
 def semaphore(value: int) -> tuple[int, bool]:
-    """Returns a semaphore of this core, and whether another core has it signalled too."""
+    """Returns a semaphore of this core, and whether other cores have it signalled."""
     if value >> 16 and value % 2**16 >= SEMAPHORE_ROOM:
         return value % 2**SEMAPHORE_BITS, True
     return value, False

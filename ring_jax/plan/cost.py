@@ -18,9 +18,8 @@ import jax
 from ring_jax import sharding
 from ring_jax.config import MeshConfig, RunConfig
 from ring_jax.model.flops import flops_per_token
-from ring_jax.plan import collectives
 from ring_jax.plan.abstract import abstract_state
-from ring_jax.plan.collectives import Collective
+from ring_jax.plan.collectives import Collective, PlacedMesh
 from ring_jax.plan.compile import CompiledStep, Overflow, compile_step
 from ring_jax.plan.kernel_scalars import our_kernels
 from ring_jax.plan.step_time import Operation, StepTime, Use, estimate_step
@@ -108,7 +107,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 
 def _estimate(step: CompiledStep, pod: Pod) -> StepTime:
-    placed = collectives.Pod(
+    placed = PlacedMesh(
         mesh_shape=step.mesh_shape,
         coordinates=tuple(dataclasses.astuple(place) for place in step.positions),
         tpu=pod.tpu,
@@ -129,6 +128,4 @@ def _read_time(path: pathlib.Path) -> StepTime:
         collective = Collective(**(inner | {"axes": tuple(inner["axes"])}))
         uses.append(Use(**(use | {"collective": collective})))
     operations = tuple(Operation(**operation) for operation in tree["operations"])
-    return StepTime(
-        **(tree | {"collectives": tuple(uses), "operations": operations})
-    )
+    return StepTime(**(tree | {"collectives": tuple(uses), "operations": operations}))
