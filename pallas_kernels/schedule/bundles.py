@@ -14,6 +14,7 @@ import functools
 import math
 import re
 from pathlib import Path
+from typing import Literal
 
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?:?[ :>]*\{(.*)$")
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -51,15 +52,25 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
+class Matmul:
+    """One matmul as it is issued."""
+
+    place: str
+    """Its matrix unit, or that unit's result buffer."""
+    form: Literal["packed", "float32", "latched"]
+    """Rows of 16 bits or less, of float32, or of half as many that were latched
+    before (`lmr`, to transpose the left operand)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Bundle:
     """What is issued in one cycle, as far as time and control flow depend on it."""
 
     instructions: tuple[Instruction, ...]
     """Scalar instructions, DMAs, waits, branches."""
-    matmuls: tuple[str, ...]
-    """Matrix unit, or its result buffer, of each matmul issued."""
+    matmuls: tuple[Matmul, ...]
     pops: tuple[str, ...]
-    """The same of each result that is taken out."""
+    """Matrix unit, or its result buffer, of each result that is taken out."""
     num_spills: int
     """Vector registers stored to, or loaded from, spill slots."""
 
@@ -142,7 +153,7 @@ def _parse_bundle(body: str) -> Bundle:
     instructions, matmuls, pops, num_spills = [], [], [], 0
     for text in body.split(";;"):
         if "vmatmul" in text:
-            matmuls.append(_matrix_unit(text))
+            matmuls.append(Matmul(_matrix_unit(text), _form(text)))
         elif "vpop.f32.mr" in text:
             pops.append(_matrix_unit(text))
         elif _VECTOR_MEMORY.search(text):
@@ -160,6 +171,13 @@ def _matrix_unit(text: str) -> str:
         return f"mxu{buffer.group(2)}.{buffer.group(1)}"
     match = _MXU.search(text)
     return f"mxu{match.group(1) if match else 0}"
+
+
+def _form(text: str) -> Literal["packed", "float32", "latched"]:
+    opcode = text[text.index("vmatmul") :].split()[0]
+    if ".lmr." in opcode:
+        return "latched"
+    return "float32" if ".f32." in opcode else "packed"
 
 
 def _parse_instruction(text: str) -> Instruction | None:
