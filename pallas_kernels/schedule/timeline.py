@@ -88,6 +88,7 @@ class _Core:
             collections.defaultdict(collections.deque)
         )
         self._queue_free = 0.0
+        self._executed: dict[int, list[tuple[tuple[Instruction, ...], int]]] = {}
         self._line = Timeline()
 
     def run(self) -> Timeline:
@@ -107,11 +108,10 @@ class _Core:
     def _run_block(self, block: Block) -> int | None:
         """Returns the bundle that a branch taken leads to."""
         start, branch_to = self._line.seconds, None
-        bundles = self._program.bundles[block.first : block.last + 1]
-        for bundle, cycle in zip(bundles, block.issue_cycle, strict=True):
+        for instructions, cycle in self._instructions(block):
             at = start + cycle / self._tpu.clock_hz
             waited_until = start
-            for instruction in bundle.instructions:
+            for instruction in instructions:
                 if not self._is_active(instruction):
                     continue
                 if instruction.opcode == "sbr.rel":
@@ -127,6 +127,17 @@ class _Core:
         self._line.compute_seconds += elapsed
         self._line.num_matmuls += block.num_matmuls
         return branch_to
+
+    def _instructions(self, block: Block) -> list[tuple[tuple[Instruction, ...], int]]:
+        """Returns what a block's bundles execute, and when, of those that do."""
+        if block.first not in self._executed:
+            bundles = self._program.bundles[block.first : block.last + 1]
+            self._executed[block.first] = [
+                (bundle.instructions, cycle)
+                for bundle, cycle in zip(bundles, block.issue_cycle, strict=True)
+                if bundle.instructions
+            ]
+        return self._executed[block.first]
 
     def _target(self, instruction: Instruction) -> int:
         region = instruction.target_region
