@@ -31,9 +31,7 @@ def fine_tuning(
     return RunConfig(
         model=model or ModelConfig(),
         mesh=mesh,
-        data=DataConfig(
-            tokenizer=TokenizerConfig(path=MODEL_FOLDER), sources=sources
-        ),
+        data=DataConfig(tokenizer=TokenizerConfig(path=MODEL_FOLDER), sources=sources),
         train=train,
         stages={
             "reasoning": StageConfig(

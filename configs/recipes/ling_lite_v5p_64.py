@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ling-lite, fully fine-tuned on packed rows of 16,384 tokens: 32 chips of TPU v5p.
 
-    ring plan --config=configs/recipes/ling_lite_v5p_64.py --topology=v5p-64
+ring plan --config=configs/recipes/ling_lite_v5p_64.py --topology=v5p-64
 """
 
 import ml_collections
