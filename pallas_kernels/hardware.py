@@ -2,7 +2,10 @@
 """The one chip table: what each device kind has, and which TPU kernels are built for.
 
 Sources: the vendors' product pages (Google Cloud TPU system architecture; NVIDIA H100
-and H200 data sheets, dense figures without sparsity); `TpuInfo` of jax for VMEM.
+and H200 data sheets, dense figures without sparsity); `TpuInfo` of jax for VMEM. Links:
+what a chip's page states for all links, both ways, is divided by both; 90 % of that is
+what a stream gets (jax-ml's scaling book measures 4.5e10 and 9e10 bytes/s). Data-center
+network: "DCN bandwidth per chip" of the same pages; v5e's is its pod's over 256 chips.
 """
 
 import contextlib
@@ -40,6 +43,8 @@ class Tpu:
     vmem_bytes: int
     """Of one core."""
     clock_hz: float
+    hbm_bytes: int
+    """What the compiler lets a program of one jax device have, of libtpu 0.0.50."""
     hbm_bytes_per_second: float
     """Of one jax device."""
     num_matrix_units: int
@@ -49,6 +54,16 @@ class Tpu:
     """In which a matrix unit multiplies 16 bfloat16 rows by its matrix."""
     eight_bit_types: tuple[str, ...]
     """Types of 8 bits that its matrix units multiply without conversion."""
+    link_bytes_per_second: float
+    """Of one link between neighbouring chips, one way."""
+    num_torus_axes: int
+    """Axes along which a chip has two such links, one to each neighbour."""
+    wrap_multiple: int
+    """A slice closes its torus along an axis whose length is a multiple of this."""
+    network_bytes_per_second: float
+    """Of one chip, out of its slice over the data-center network."""
+    devices_per_chip: int = 1
+    """jax devices that share the chip's links."""
 
     @property
     def flops_per_second(self) -> float:
@@ -59,16 +74,22 @@ class Tpu:
 
 
 MIB = 2**20
+GIB = 2**30
 _V5E = Tpu(
     "TPU v5 lite",
     num_cores=1,
     vmem_bytes=128 * MIB,
     clock_hz=1.503e9,
+    hbm_bytes=int(15.75 * GIB),
     hbm_bytes_per_second=819e9,
     num_matrix_units=4,
     matrix_unit_width=128,
     cycles_per_matmul=16,
     eight_bit_types=("int8",),
+    link_bytes_per_second=45e9,
+    num_torus_axes=2,
+    wrap_multiple=16,
+    network_bytes_per_second=25e9 / 8,
 )
 _V5P = dataclasses.replace(
     _V5E,
@@ -76,26 +97,42 @@ _V5P = dataclasses.replace(
     num_cores=2,
     vmem_bytes=64 * MIB,
     clock_hz=1.75e9,
+    hbm_bytes=int(95.73 * GIB),
     hbm_bytes_per_second=2765e9,
+    link_bytes_per_second=90e9,
+    num_torus_axes=3,
+    wrap_multiple=4,
+    network_bytes_per_second=50e9 / 8,
 )
 _V6E = Tpu(
     "TPU v6 lite",
     num_cores=1,
     vmem_bytes=128 * MIB,
     clock_hz=1.75e9,
+    hbm_bytes=int(31.24 * GIB),
     hbm_bytes_per_second=1640e9,
     num_matrix_units=2,
     matrix_unit_width=256,
     cycles_per_matmul=8,
     eight_bit_types=("int8",),
+    link_bytes_per_second=90e9,
+    num_torus_axes=2,
+    wrap_multiple=16,
+    network_bytes_per_second=100e9 / 8,
 )
 _V7X = dataclasses.replace(
     _V6E,
     name="TPU7x",
     vmem_bytes=64 * MIB,
     clock_hz=2.2e9,
+    hbm_bytes=int(94.74 * GIB),
     hbm_bytes_per_second=3690e9,
     eight_bit_types=("float8_e4m3fn", "float8_e5m2"),
+    link_bytes_per_second=90e9,
+    num_torus_axes=3,
+    wrap_multiple=4,
+    network_bytes_per_second=100e9 / 8,
+    devices_per_chip=2,
 )
 TPUS = {
     "TPU v5 lite": _V5E,

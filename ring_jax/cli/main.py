@@ -27,6 +27,7 @@ from ring_jax.config import ConfigError
 VERBS = {
     "doctor": "doctor",
     "inspect": "inspect",
+    "plan": "plan",
     "train": "train",
     "generate": "generate",
     "import": "import_",

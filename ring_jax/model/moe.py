@@ -61,15 +61,19 @@ class Moe(nnx.Module):
         is_token_M = sharding.flatten_tokens(is_token_BT)
         # The matmul runs in the activation's dtype as in the source, all after it in
         # f32.
-        logits_ME = einsum("MD,DE->ME", x_MD, self.router_DE[...]).astype(jnp.float32)
-        if noise is not None:
-            logits_ME = perturb(logits_ME, noise)
         with jax.named_scope("route"):
+            logits_ME = einsum("MD,DE->ME", x_MD, self.router_DE[...])
+            logits_ME = logits_ME.astype(jnp.float32)
+            if noise is not None:
+                logits_ME = perturb(logits_ME, noise)
             selection = select_experts(logits_ME, is_token_M, config=self.config.moe)
             stats = router_stats(logits_ME, selection, is_token_M)
         out_MD = self._experts(x_MD, selection)
         out_BTD = sharding.unflatten_tokens(out_MD, x_BTD)
-        return out_BTD if self.shared is None else out_BTD + self.shared(x_BTD), stats
+        if self.shared is not None:
+            with jax.named_scope("shared"):
+                out_BTD += self.shared(x_BTD)
+        return out_BTD, stats
 
     def _experts(self, x_MD: jax.Array, selection: Selection) -> jax.Array:
         rows, row = sharding.activation("MD"), sharding.activation("MA")

@@ -61,7 +61,9 @@ def make_train_step(
         loss, stats, grads = _accumulate(state.model, batch, config, noise)
         # optax types a tree of parameters as arrays; ours is a module, also a tree.
         params: Any = state.model
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, params)
+            params = optax.apply_updates(params, updates)
         keep = STATISTICS_DECAY
         router = stats.router
         new_state = TrainState(
@@ -69,7 +71,7 @@ def make_train_step(
             num_trained_tokens=add_tokens(
                 state.num_trained_tokens, stats.num_trained_tokens
             ),
-            model=cast(Transformer, optax.apply_updates(params, updates)),
+            model=cast(Transformer, params),
             opt_state=opt_state,
             logit_mean_L=keep * state.logit_mean_L + (1 - keep) * router.logit_mean,
             logit_square_L=(

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training step will cost on a pod that is not there.
+
+    plan = plan_step(config, find_pod("v5p:4x4x4"), cache=default_cache())
+"""
+
+from ring_jax.plan.compile import CompiledStep as CompiledStep
+from ring_jax.plan.compile import CompileError as CompileError
+from ring_jax.plan.compile import Overflow as Overflow
+from ring_jax.plan.compile import compile_step as compile_step
+from ring_jax.plan.compile import default_cache as default_cache
+from ring_jax.plan.cost import BYTES_PER_SECOND_PER_HOST as BYTES_PER_SECOND_PER_HOST
+from ring_jax.plan.cost import Plan as Plan
+from ring_jax.plan.cost import plan_step as plan_step
+from ring_jax.plan.memory import EXACT as EXACT
+from ring_jax.plan.memory import PROGRAM as PROGRAM
+from ring_jax.plan.memory import Memory as Memory
+from ring_jax.plan.search import Tried as Tried
+from ring_jax.plan.search import find_fit as find_fit
+from ring_jax.plan.search import overrides as overrides
+from ring_jax.plan.search import search as search
+from ring_jax.plan.topology import Pod as Pod
+from ring_jax.plan.topology import find_pod as find_pod

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What our kernels would find in scalar memory in a typical step.
+
+A kernel's grid depends on data: how many rows each expert has, where documents start.
+Estimates take expert sizes as skewed as a trained router's (`zipf_sizes`) and one
+document a row: plain causal attention, the most work that a row can be.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import hardware
+from pallas_kernels.attention.tpu import BLOCK, plan_visits
+from pallas_kernels.expert_mlp.passes import plan_scalars
+from pallas_kernels.schedule import zipf_sizes
+from ring_jax.plan.hlo import Computation, Instruction
+from ring_jax.plan.op_cost import KernelScalars
+
+_ATTENTION = "packed_attention_"
+_EXPERTS = re.compile(r"(?:expert_|grouped_)\w+")
+
+
+def our_kernels(device_kind: str) -> KernelScalars:
+    """Returns the scalar operands of kernels of `pallas_kernels` on a chip."""
+
+    def scalars(
+        kernel: Instruction, computation: Computation
+    ) -> Mapping[int, np.ndarray] | None:
+        if kernel.name.startswith(_ATTENTION):
+            return _attention_scalars(kernel, computation)
+        if _EXPERTS.match(kernel.name):
+            return _expert_scalars(kernel, computation, device_kind)
+        return None
+
+    return scalars
+
+
+def _attention_scalars(
+    kernel: Instruction, computation: Computation
+) -> dict[int, np.ndarray]:
+    """The number of visits, which the grid depends on, and the visits."""
+    query_BKGTH = next(
+        shape.dims
+        for name in kernel.operands
+        for shape in computation.by_name[name].shapes
+        if len(shape.dims) == 5
+    )
+    B, T = query_BKGTH[0], query_BKGTH[3]
+    owner = "key" if "keyvalue" in kernel.name else "query"
+    with jax.default_device(jax.devices("cpu")[0]):
+        visits, num_visits = plan_visits(
+            jnp.zeros((B, T), jnp.int32), block=min(BLOCK, T), owned_by=owner
+        )
+    leaves = [num_visits, *jax.tree.leaves(visits)]
+    return dict(enumerate(np.asarray(leaf).reshape(-1) for leaf in leaves))
+
+
+def _expert_scalars(
+    kernel: Instruction, computation: Computation, device_kind: str
+) -> dict[int, np.ndarray]:
+    """The leaves of the plan of the rows: the kernel's first operands."""
+    operands = [computation.by_name[name] for name in kernel.operands]
+    shapes = [shape for i in (*operands, kernel) for shape in i.shapes]
+    num_groups = next(shape.dims[0] for shape in shapes if len(shape.dims) == 3)
+    num_rows = max(shape.dims[0] for shape in shapes if len(shape.dims) == 2)
+    sizes = tuple(zipf_sizes(num_rows, num_groups).tolist())
+    assert device_kind in hardware.TPUS, f"no TPU kernels for {device_kind}"
+    return plan_scalars(device_kind, num_rows, sizes)

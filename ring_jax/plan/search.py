@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which mesh, remat and number of microbatches suit a run on a pod.
+
+All combinations that divide evenly are ranked in closed form (`closed_form.py`); the
+best few are compiled, since the closed form only says what is worth compiling.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ring_jax import sharding
+from ring_jax.config import ConfigError, MeshConfig, RunConfig
+from ring_jax.plan.closed_form import REMAT, ClosedForm, Prediction
+from ring_jax.plan.compile import CompileError, Overflow
+from ring_jax.plan.cost import Plan, plan_step
+from ring_jax.plan.topology import Pod
+
+NUM_COMPILED = 3
+"""Candidates that `search` compares by their compiled steps."""
+NUM_TRIED = 6
+"""Candidates that are compiled before a run is said not to fit."""
+SPARE = 0.05
+"""Share of HBM that a candidate leaves free: the closed form is no compiler."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A way to run the step, as the closed form sees it."""
+
+    config: RunConfig
+    prediction: Prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """A candidate that was compiled."""
+
+    candidate: Candidate
+    outcome: Plan | Overflow
+
+
+def search(config: RunConfig, pod: Pod, *, cache: pathlib.Path) -> Iterator[Tried]:
+    """Compiles the best candidates, the most promising first.
+
+    Raises:
+      ConfigError: no mesh divides the model and the batch.
+    """
+    fitting = [c for c in rank(config, pod) if c.prediction.hbm_bytes <= _room(pod)]
+    num_fits = 0
+    for candidate in _distinct(fitting)[:NUM_TRIED]:
+        outcome = _try(candidate, pod, cache)
+        if outcome is not None:
+            yield Tried(candidate, outcome)
+        num_fits += isinstance(outcome, Plan)
+        if num_fits == NUM_COMPILED:
+            return
+
+
+def find_fit(
+    config: RunConfig, pod: Pod, overflow: Overflow, *, cache: pathlib.Path
+) -> Plan | None:
+    """Returns the cheapest change that fits, by compiling; None: none of those tried.
+
+    The closed form's bytes are scaled to agree with the compiler's for the step that
+    overflowed; the candidates that then fit are tried from the fastest on, and last the
+    one that takes least.
+    """
+    candidates = rank(config, pod)
+    train = config.train
+    given = (
+        ClosedForm.of(config, pod)
+        .on(overflow.mesh_shape)
+        .predict(remat=train.remat, num_microbatches=train.num_microbatches)
+    )
+    scale = overflow.needed / given.hbm_bytes
+    fitting = [c for c in candidates if c.prediction.hbm_bytes * scale <= _room(pod)]
+    smallest = min(candidates, key=_hbm_bytes)
+    for candidate in [*_distinct(fitting)[: NUM_TRIED - 1], smallest]:
+        outcome = _try(candidate, pod, cache)
+        if isinstance(outcome, Plan):
+            return outcome
+    return None
+
+
+def overrides(before: RunConfig, after: RunConfig) -> list[str]:
+    """Returns the command line's words that turn one config into the other."""
+    words = []
+    for section in ("mesh", "train"):
+        old, new = (
+            dataclasses.asdict(getattr(config, section)) for config in (before, after)
+        )
+        words += [
+            f"--config.{section}.{name}={value}"
+            for name, value in new.items()
+            if old[name] != value
+        ]
+    return words
+
+
+def rank(config: RunConfig, pod: Pod) -> list[Candidate]:
+    """Returns all candidates that divide evenly, the fastest first.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    model, found = ClosedForm.of(config, pod), []
+    for mesh in _meshes(pod):
+        if not model.divides(mesh):
+            continue
+        placed = model.on(mesh)
+        numbers = _powers_of_two(placed.rows_of_device)
+        for remat, number in itertools.product(REMAT, numbers):
+            prediction = placed.predict(remat=remat, num_microbatches=number)
+            changed = _change(config, mesh, remat, number)
+            found.append(Candidate(changed, prediction))
+    if not found:
+        raise ConfigError(
+            f"plan: no mesh of {pod.num_devices} devices divides the model and "
+            f"train.global_batch_size={config.train.global_batch_size}; change that."
+        )
+    return sorted(found, key=_seconds)
+
+
+def _try(candidate: Candidate, pod: Pod, cache: pathlib.Path) -> Plan | Overflow | None:
+    """Compiles a candidate; None: a rule or the compiler refused it."""
+    try:
+        return plan_step(candidate.config, pod, cache=cache)
+    except (ConfigError, CompileError):
+        return None
+
+
+def _room(pod: Pod) -> float:
+    return (1.0 - SPARE) * pod.tpu.hbm_bytes
+
+
+def _distinct(candidates: list[Candidate]) -> list[Candidate]:
+    """Returns the best candidate of each mesh and remat, in order."""
+    best: dict[tuple, Candidate] = {}
+    for candidate in candidates:
+        key = (candidate.config.mesh, candidate.config.train.remat)
+        best.setdefault(key, candidate)
+    return list(best.values())
+
+
+def _seconds(candidate: Candidate) -> tuple[float, int]:
+    """Orders by time; of equals, larger microbatches keep the matrix units busier."""
+    return candidate.prediction.seconds, candidate.config.train.num_microbatches
+
+
+def _hbm_bytes(candidate: Candidate) -> float:
+    return candidate.prediction.hbm_bytes
+
+
+def _meshes(pod: Pod) -> Iterator[dict[str, int]]:
+    """Yields all meshes of a pod; the first axis joins its slices, no other does."""
+    first, *others = sharding.MESH_AXES
+    per_slice = pod.num_devices // pod.num_slices
+    for sizes in _factors(per_slice, len(others)):
+        yield {first: pod.num_slices, **dict(zip(others, sizes, strict=True))}
+
+
+def _factors(product: int, count: int) -> Iterator[tuple[int, ...]]:
+    if count == 1:
+        yield (product,)
+        return
+    for size in range(1, product + 1):
+        if product % size == 0:
+            for rest in _factors(product // size, count - 1):
+                yield size, *rest
+
+
+def _powers_of_two(count: int) -> list[int]:
+    """Returns the powers of two that divide a count."""
+    return [2**i for i in range(count.bit_length()) if count % 2**i == 0]
+
+
+def _change(
+    config: RunConfig, mesh: Mapping[str, int], remat: Any, num_microbatches: int
+) -> RunConfig:
+    train = dataclasses.replace(
+        config.train, remat=remat, num_microbatches=num_microbatches
+    )
+    return dataclasses.replace(config, mesh=MeshConfig(**mesh), train=train)
