@@ -12,7 +12,17 @@ import rich.table
 import rich.text
 
 from ring_jax.config import RunConfig
-from ring_jax.plan import EXACT, PROGRAM, Memory, Overflow, Plan, Pod, Tried, overrides
+from ring_jax.plan import (
+    EXACT,
+    PROGRAM,
+    CompileError,
+    Memory,
+    Overflow,
+    Plan,
+    Pod,
+    Tried,
+    overrides,
+)
 
 GIB = 2**30
 MIB = 2**20
@@ -57,7 +67,9 @@ def print_tried(
         words = " ".join(overrides(config, one.candidate.config)) or "none"
         guess = f"{1e3 * one.candidate.prediction.seconds:,.0f} ms"
         outcome = one.outcome
-        if isinstance(outcome, Overflow):
+        if isinstance(outcome, CompileError):
+            table.add_row(words, guess, str(outcome), "")
+        elif isinstance(outcome, Overflow):
             table.add_row(words, guess, "does not fit", _gib(outcome.needed))
         else:
             step = f"{1e3 * outcome.time.seconds:,.0f} ms"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training step will cost on a pod that is not there.
 
-    plan = plan_step(config, find_pod("v5p:4x4x4"), cache=default_cache())
+plan = plan_step(config, find_pod("v5p:4x4x4"), cache=default_cache())
 """
 
 from ring_jax.plan.compile import CompiledStep as CompiledStep
@@ -16,8 +16,8 @@ from ring_jax.plan.memory import EXACT as EXACT
 from ring_jax.plan.memory import PROGRAM as PROGRAM
 from ring_jax.plan.memory import Memory as Memory
 from ring_jax.plan.search import Tried as Tried
-from ring_jax.plan.search import find_fit as find_fit
+from ring_jax.plan.search import compile_best as compile_best
+from ring_jax.plan.search import compile_until_it_fits as compile_until_it_fits
 from ring_jax.plan.search import overrides as overrides
-from ring_jax.plan.search import search as search
 from ring_jax.plan.topology import Pod as Pod
 from ring_jax.plan.topology import find_pod as find_pod
