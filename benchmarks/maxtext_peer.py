@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def describe(mesh: jax.sharding.Mesh, compiled, compile_seconds: float) -> dict:
-    """Returns the mesh, where its devices are, and the compiler's own memory figures."""
+    """Returns the mesh, where its devices are, and the compiler's figures of memory."""
     memory = compiled.memory_analysis()
     return {
         "mesh_shape": dict(mesh.shape),

@@ -2,14 +2,15 @@
 """What each basic block of a kernel costs by itself, in cycles.
 
 A bundle takes a cycle. A matrix unit serves its matmuls in order, each in
-`cycles_per_matmul`; taking a result out waits for its matmul. A block ends with idle
+`cycles_per_matmul`, those of half the rows in half of it; taking a result out waits
+for its matmul. A block ends with idle
 matrix units.
 """
 
 import collections
 import dataclasses
 
-from pallas_kernels.schedule.bundles import Bundle, Program
+from pallas_kernels.schedule.bundles import Bundle, Matmul, Program
 
 DELAY_SLOTS = 4
 
@@ -85,8 +86,8 @@ class Blocks:
             for place in bundle.pops:
                 cycle = max(cycle, units.pop(place))
             issue_cycle.append(cycle)
-            for place in bundle.matmuls:
-                units.issue(place, cycle)
+            for matmul in bundle.matmuls:
+                units.issue(matmul, cycle)
             cycle += 1
         return Block(
             first,
@@ -108,18 +109,21 @@ class _MatrixUnits:
         self._cycles_per_matmul = cycles_per_matmul
         self._pops_per_matmul = pops_per_matmul
         self._free: dict[str, int] = collections.defaultdict(int)
-        self._ready: dict[str, collections.deque[int]] = collections.defaultdict(
+        self._ready: dict[str, collections.deque[_Result]] = collections.defaultdict(
             collections.deque
         )
-        self._num_pops: dict[str, int] = collections.Counter()
 
-    def issue(self, place: str, cycle: int) -> None:
+    def issue(self, matmul: Matmul, cycle: int) -> None:
         """Queues a matmul."""
-        unit, _, buffer = place.partition(".")
-        self._free[unit] = max(self._free[unit], cycle) + self._cycles_per_matmul
+        unit, _, buffer = matmul.place.partition(".")
+        cycles = self._cycles_per_matmul
+        if matmul.form == "latched":
+            cycles //= 2
+        self._free[unit] = max(self._free[unit], cycle) + cycles
         if buffer:
-            self._ready[place].clear()
-        self._ready[place].append(self._free[unit])
+            self._ready[matmul.place].clear()
+        num_pops = self._pops_per_matmul if matmul.form == "packed" else 1
+        self._ready[matmul.place].append(_Result(self._free[unit], num_pops))
 
     def idle_from(self) -> int:
         """Returns the cycle from which no matmul is left to do."""
@@ -127,14 +131,22 @@ class _MatrixUnits:
 
     def pop(self, place: str) -> int:
         """Takes a part of a result out; returns the cycle from which that can be."""
-        self._num_pops[place] += 1
         ready = self._ready[place]
         if not ready:
             return 0
-        is_last_part = self._num_pops[place] % self._pops_per_matmul == 0
-        if "." not in place and is_last_part:
-            return ready.popleft()
-        return ready[0]
+        result = ready[0]
+        result.num_pops -= 1
+        if "." not in place and result.num_pops == 0:
+            ready.popleft()
+        return result.cycle
+
+
+@dataclasses.dataclass
+class _Result:
+    cycle: int
+    """From which it is there."""
+    num_pops: int
+    """In which it is still taken out."""
 
 
 def _branches(bundle: Bundle) -> bool:
@@ -155,6 +167,12 @@ def _leaders(program: Program) -> frozenset[int]:
 
 
 def _pops_per_matmul(program: Program) -> int:
-    num_matmuls = sum(len(bundle.matmuls) for bundle in program.bundles)
+    """Returns the pops of a packed matmul: as many as are left to each of them."""
+    forms = collections.Counter(
+        matmul.form for bundle in program.bundles for matmul in bundle.matmuls
+    )
+    if not forms["packed"]:
+        return 1
     num_pops = sum(len(bundle.pops) for bundle in program.bundles)
-    return max(1, round(num_pops / num_matmuls)) if num_matmuls else 1
+    others = forms["float32"] + forms["latched"]
+    return max(1, round((num_pops - others) / forms["packed"]))

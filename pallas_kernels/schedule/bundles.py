@@ -14,6 +14,7 @@ import functools
 import math
 import re
 from pathlib import Path
+from typing import Literal
 
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?:?[ :>]*\{(.*)$")
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -26,6 +27,9 @@ _OPERAND = re.compile(r"\[shape: (\w+)\[([\d,]*)\], index: (\d+), kind: (\w+)")
 _MXU = re.compile(r"mxu(\d)")
 _RESULT_BUFFER = re.compile(r"mrb\[(\d+)\]\.mxu(\d)")
 _VECTOR_MEMORY = re.compile(r"= v(st|ld)\b")
+_SEMAPHORE = re.compile(
+    r"(?:vsyncpa|vsyncadd|dma\.done\.wait|scalar_lea\.sflag)[^\[;]*\[(#allocation\d+)"
+)
 _FILE_NAME = re.compile(r"^\d+-(.*)-\d+-final_bundles\.txt$")
 
 
@@ -48,15 +52,25 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
+class Matmul:
+    """One matmul as it is issued."""
+
+    place: str
+    """Its matrix unit, or that unit's result buffer."""
+    form: Literal["packed", "float32", "latched"]
+    """Rows of 16 bits or less, of float32, or of half as many that were latched
+    before (`lmr`, to transpose the left operand)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Bundle:
     """What is issued in one cycle, as far as time and control flow depend on it."""
 
     instructions: tuple[Instruction, ...]
     """Scalar instructions, DMAs, waits, branches."""
-    matmuls: tuple[str, ...]
-    """Matrix unit, or its result buffer, of each matmul issued."""
+    matmuls: tuple[Matmul, ...]
     pops: tuple[str, ...]
-    """The same of each result that is taken out."""
+    """Matrix unit, or its result buffer, of each result that is taken out."""
     num_spills: int
     """Vector registers stored to, or loaded from, spill slots."""
 
@@ -70,7 +84,9 @@ class Program:
     regions: dict[int, int]
     """Region -> index of its first bundle: where branches lead."""
     scalar_sizes: dict[int, int]
-    """Number of an i32 operand -> how many values it has."""
+    """Number of an operand of integers or booleans -> how many values it has."""
+    semaphores: frozenset[str] = frozenset()
+    """Allocations that hold semaphores."""
 
     @functools.cached_property
     def num_spills(self) -> int:
@@ -101,6 +117,7 @@ def parse_program(name: str, text: str) -> Program:
       ValueError: the text holds no bundles.
     """
     bundles, regions, scalar_sizes = [], {}, {}
+    semaphores: set[str] = set()
     for line in _join_comments(text).splitlines():
         match = _BUNDLE.match(line)
         if match is None:
@@ -108,13 +125,14 @@ def parse_program(name: str, text: str) -> Program:
         for region in _REGION.findall(line):
             regions.setdefault(int(region), len(bundles))
         scalar_sizes |= _scalar_sizes(line)
+        semaphores.update(_SEMAPHORE.findall(line))
         bundles.append(_parse_bundle(match.group(1)))
     if not bundles:
         raise ValueError(
             f"{name}: no bundles in the dump; another version of libtpu wrote it than "
             "0.0.50 and 0.0.52, whose formats this reads."
         )
-    return Program(name, tuple(bundles), regions, scalar_sizes)
+    return Program(name, tuple(bundles), regions, scalar_sizes, frozenset(semaphores))
 
 
 def _join_comments(text: str) -> str:
@@ -125,7 +143,7 @@ def _join_comments(text: str) -> str:
 def _scalar_sizes(line: str) -> dict[int, int]:
     sizes = {}
     for dtype, shape, number, kind in _OPERAND.findall(line):
-        if (dtype, kind) == ("s32", "input"):
+        if dtype in ("s32", "u32", "pred") and kind == "input":
             lengths = [int(length) for length in shape.split(",") if length]
             sizes[int(number)] = math.prod(lengths)
     return sizes
@@ -135,7 +153,7 @@ def _parse_bundle(body: str) -> Bundle:
     instructions, matmuls, pops, num_spills = [], [], [], 0
     for text in body.split(";;"):
         if "vmatmul" in text:
-            matmuls.append(_matrix_unit(text))
+            matmuls.append(Matmul(_matrix_unit(text), _form(text)))
         elif "vpop.f32.mr" in text:
             pops.append(_matrix_unit(text))
         elif _VECTOR_MEMORY.search(text):
@@ -153,6 +171,13 @@ def _matrix_unit(text: str) -> str:
         return f"mxu{buffer.group(2)}.{buffer.group(1)}"
     match = _MXU.search(text)
     return f"mxu{match.group(1) if match else 0}"
+
+
+def _form(text: str) -> Literal["packed", "float32", "latched"]:
+    opcode = text[text.index("vmatmul") :].split()[0]
+    if ".lmr." in opcode:
+        return "latched"
+    return "float32" if ".f32." in opcode else "packed"
 
 
 def _parse_instruction(text: str) -> Instruction | None:

@@ -16,13 +16,26 @@ from pallas_kernels.schedule.bundles import Instruction
 # Addresses are numbers, so that the program can calculate with them: operands and
 # allocations get room of their own, that of operands for a shift by 4 bits as well.
 OPERAND_ROOM, ALLOCATION_START, ALLOCATION_ROOM = 2**20, 2**29, 2**17
+# A DMA that signals semaphores of several cores names them in 16 bits each, the upper
+# ones with a mask of cores in bits 13 and 14: numbers of semaphores must fit below.
+SEMAPHORE_ROOM, SEMAPHORE_BITS = 2**6, 13
 
 
 class ScalarUnit:
     """The scalar state of one core."""
 
-    def __init__(self, scalars: Mapping[int, np.ndarray], *, core: int):
+    def __init__(
+        self,
+        scalars: Mapping[int, np.ndarray],
+        *,
+        core: int,
+        semaphores: frozenset[str] = frozenset(),
+    ):
         self._core = core
+        self._semaphores = {
+            name: (number + 1) * SEMAPHORE_ROOM
+            for number, name in enumerate(sorted(semaphores))
+        }
         self._values: dict[str, int | None] = {}
         self._defined: dict[str, int] = {}
         self._clock = 0
@@ -33,6 +46,16 @@ class ScalarUnit:
             for number, values in scalars.items()
         }
         self._allocations: dict[str, int] = {}
+        self._special = {
+            "operand.address": self._operand_address,
+            "operand.value": self._operand_value,
+            "sld": self._load,
+            "sphi": self._merge,
+            "smov": self._choose,
+            "scalar_select": self._select,
+            "sdivrem.u32": self._divide,
+            "spop.drf": self._pop_quotient,
+        }
 
     def execute(self, instruction: Instruction) -> None:
         """Executes a scalar instruction; one without a result changes nothing."""
@@ -46,15 +69,12 @@ class ScalarUnit:
 
     def value(self, text: str) -> int | None:
         """Returns a register's value, an address, or a number."""
+        if text in self._values:
+            return self._values[text]
         text = text.strip().rstrip(")")
         if text.startswith("%"):
             return self._values.get(text)
-        if text.startswith("["):
-            return self._address(text)
-        try:
-            return int(text.split()[0].lstrip("$"), 0) if text else None
-        except ValueError:
-            return None
+        return self._address(text) if text.startswith("[") else _number(text)
 
     def fill_memory(self, *, source: int | None, target: int | None) -> None:
         """Copies an operand to scalar memory."""
@@ -66,18 +86,8 @@ class ScalarUnit:
                 return
 
     def _evaluate(self, instruction: Instruction) -> int | None:
-        special = {
-            "operand.address": self._operand_address,
-            "operand.value": self._operand_value,
-            "sld": self._load,
-            "sphi": self._merge,
-            "smov": self._choose,
-            "scalar_select": self._select,
-            "sdivrem.u32": self._divide,
-            "spop.drf": self._pop_quotient,
-        }
-        if instruction.opcode in special:
-            return special[instruction.opcode](instruction)
+        if instruction.opcode in self._special:
+            return self._special[instruction.opcode](instruction)
         values = [self.value(operand) for operand in instruction.operands]
         return _calculate(instruction.opcode, values)
 
@@ -143,8 +153,17 @@ class ScalarUnit:
         return total
 
     def _allocation(self, name: str) -> int:
+        if name in self._semaphores:
+            return self._semaphores[name]
         number = self._allocations.setdefault(name, len(self._allocations))
         return ALLOCATION_START + number * ALLOCATION_ROOM
+
+
+def semaphore(value: int) -> tuple[int, bool]:
+    """Returns a semaphore of this core, and whether other cores have it signalled."""
+    if value >> 16 and value % 2**16 >= SEMAPHORE_ROOM:
+        return value % 2**SEMAPHORE_BITS, True
+    return value, False
 
 
 def signed(value: int) -> int:
@@ -168,9 +187,18 @@ def _calculate(opcode: str, values: list[int | None]) -> int | None:
         if any(value is not None and bool(value) is decisive for value in values):
             return result
     function = _FUNCTIONS.get(opcode.removesuffix(".totalorder"))
-    if function is None or any(value is None for value in values):
+    known = [value for value in values if value is not None]
+    if function is None or len(known) < len(values):
         return None
-    return function(*values)
+    return function(*known)
+
+
+@functools.cache
+def _number(text: str) -> int | None:
+    try:
+        return int(text.split()[0].lstrip("$"), 0) if text else None
+    except ValueError:
+        return None
 
 
 def _of_signed(function: Callable, a: int, b: int) -> int:

@@ -4,6 +4,8 @@
 The model, of one TensorCore:
 
 - Blocks of bundles take the cycles that `blocks.py` gives them.
+- Cores run alike: what another core fetches for this one arrives when this core's own
+  share of it does.
 - The core's DMAs share one queue to HBM at the chip's bandwidth (a core's share of it)
   and arrive `DMA_LATENCY_SECONDS` after their last byte; a wait waits for what its
   semaphore still lacks.
@@ -21,7 +23,7 @@ import numpy as np
 from pallas_kernels.hardware import Tpu
 from pallas_kernels.schedule.blocks import Block, Blocks
 from pallas_kernels.schedule.bundles import Instruction
-from pallas_kernels.schedule.scalar_unit import ScalarUnit, signed
+from pallas_kernels.schedule.scalar_unit import ScalarUnit, semaphore, signed
 
 DMA_LATENCY_SECONDS = 0.6e-6
 """An assumption; of weight only where transfers are small."""
@@ -78,11 +80,15 @@ class _Core:
         self._blocks, self._program = blocks, blocks.program
         self._tpu = tpu
         self._bandwidth = tpu.hbm_bytes_per_second / tpu.num_cores
-        self._scalars = ScalarUnit(scalars, core=core)
+        self._scalars = ScalarUnit(
+            scalars, core=core, semaphores=self._program.semaphores
+        )
+        self._shared: set[int] = set()
         self._arrivals: dict[int, collections.deque[_Arrival]] = (
             collections.defaultdict(collections.deque)
         )
         self._queue_free = 0.0
+        self._executed: dict[int, list[tuple[tuple[Instruction, ...], int]]] = {}
         self._line = Timeline()
 
     def run(self) -> Timeline:
@@ -102,11 +108,10 @@ class _Core:
     def _run_block(self, block: Block) -> int | None:
         """Returns the bundle that a branch taken leads to."""
         start, branch_to = self._line.seconds, None
-        bundles = self._program.bundles[block.first : block.last + 1]
-        for bundle, cycle in zip(bundles, block.issue_cycle, strict=True):
+        for instructions, cycle in self._instructions(block):
             at = start + cycle / self._tpu.clock_hz
             waited_until = start
-            for instruction in bundle.instructions:
+            for instruction in instructions:
                 if not self._is_active(instruction):
                     continue
                 if instruction.opcode == "sbr.rel":
@@ -122,6 +127,17 @@ class _Core:
         self._line.compute_seconds += elapsed
         self._line.num_matmuls += block.num_matmuls
         return branch_to
+
+    def _instructions(self, block: Block) -> list[tuple[tuple[Instruction, ...], int]]:
+        """Returns what a block's bundles execute, and when, of those that do."""
+        if block.first not in self._executed:
+            bundles = self._program.bundles[block.first : block.last + 1]
+            self._executed[block.first] = [
+                (bundle.instructions, cycle)
+                for bundle, cycle in zip(bundles, block.issue_cycle, strict=True)
+                if bundle.instructions
+            ]
+        return self._executed[block.first]
 
     def _target(self, instruction: Instruction) -> int:
         region = instruction.target_region
@@ -160,6 +176,9 @@ class _Core:
         source, size, target, flag = map(self._scalars.value, instruction.operands[:4])
         if size is None or flag is None:
             raise self._unknown(instruction)
+        flag, is_shared = semaphore(flag)
+        if is_shared:
+            self._shared.add(flag)
         if instruction.opcode.endswith("to_smem"):
             self._scalars.fill_memory(source=source, target=target)
             self._arrivals[flag].append(_Arrival(at, size))
@@ -182,7 +201,7 @@ class _Core:
                 break
             at = max(at, arrival.seconds)
             total += arrival.amount
-        if total < amount:
+        if total < amount and flag not in self._shared:
             raise UnknownValueError(
                 f"{self._program.name}: `{instruction.text[:120]}` waits for {amount}, "
                 f"and DMAs bring {total}: it would wait for ever. Check `scalars`."

@@ -103,8 +103,9 @@ def _train(
     except TrainingStoppedError as error:
         print(f"ring: stopped: {error}", file=sys.stderr)
         return status.STOPPED
-    with jax.set_mesh(mesh):
-        logits = _checked_logits(data, state.model)
+    whole_rows = sharding.without_context(mesh)
+    with jax.set_mesh(whole_rows):
+        logits = _checked_logits(data, sharding.onto(state.model, whole_rows))
     if not processes.is_first():
         return status.DONE
     panels = RunLog(workdir).records("panel")

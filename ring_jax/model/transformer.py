@@ -5,6 +5,7 @@ Source: `modeling_bailing_moe.py` of inclusionAI/Ling; arXiv:2503.05139, section
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -223,9 +224,9 @@ class Transformer(nnx.Module):
         """
         if not self.config.norm_head:
             return jnp.ones((self.config.model_dim,), jnp.float32)
-        head_DV = jax.lax.stop_gradient(sharding.replicated(self.head_weight()))
+        head_DV = jax.lax.stop_gradient(self.head_weight())
         norm_D = jnp.sqrt(jnp.sum(jnp.square(head_DV), axis=1))
-        return 1.0 / (norm_D + NORM_HEAD_EPS)
+        return sharding.replicated(1.0 / (norm_D + NORM_HEAD_EPS))
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """Returns f32[B, T, V]; for decoding and tests, where tokens are few."""
@@ -236,8 +237,12 @@ class Transformer(nnx.Module):
         )
 
     def _embed(self, ids_BT: jax.Array, dtype: DTypeLike) -> jax.Array:
-        embed_VD = sharding.replicated(self.embed_VD[...].astype(dtype))
-        return embed_VD.at[ids_BT].get(out_sharding=sharding.activation("BTD"))
+        run = sharding.per_device(
+            functools.partial(_embed_block, dtype=dtype),
+            in_specs=(sharding.activation("BT"), sharding.weight("VD")),
+            out_specs=sharding.activation("BTD"),
+        )
+        return run(ids_BT, self.embed_VD[...])
 
     def _rows(self, segments_BT: jax.Array, positions_BT: jax.Array) -> Rows:
         cos_BTh, sin_BTh = rotary_tables(self.config, positions_BT)
@@ -245,6 +250,22 @@ class Transformer(nnx.Module):
 
     def _final_norm(self, x_BTD: jax.Array) -> jax.Array:
         return rms_norm(x_BTD, self.final_norm_D[...], eps=self.config.norm_eps)
+
+
+def _embed_block(
+    ids_BT: jax.Array, embed_VD: jax.Array, *, dtype: DTypeLike
+) -> jax.Array:
+    """Looks up tokens in this device's part of the vocabulary, and joins the parts."""
+    embed_VD = sharding.gather_block(embed_VD, "VD", dtype=dtype)
+    if jax.lax.axis_size(sharding.TENSOR_AXIS) == 1:
+        x_BTD = embed_VD[ids_BT]
+    else:
+        V = embed_VD.shape[0]
+        ids_BT = ids_BT - V * jax.lax.axis_index(sharding.TENSOR_AXIS)
+        is_here_BT = (ids_BT >= 0) & (ids_BT < V)
+        x_BTD = embed_VD[jnp.where(is_here_BT, ids_BT, 0)]
+        x_BTD = jnp.where(is_here_BT[..., None], x_BTD, 0)
+    return sharding.sum_over(x_BTD, sharding.TENSOR_AXIS)
 
 
 def _stack(

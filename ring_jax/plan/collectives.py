@@ -23,11 +23,14 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
 
 from pallas_kernels.hardware import Tpu
+from ring_jax.plan.device_groups import (
+    mesh_axes,
+    permutation_pairs,
+    replica_groups,
+)
 from ring_jax.plan.hlo import Computation, Instruction, Module
 
 KINDS = (
@@ -43,19 +46,13 @@ UNCERTAINTY = 2.0
 NETWORK = "slice"
 """The part of a coordinate that links do not reach."""
 
-_MESH_GROUPS = re.compile(r"mesh\[(.*?)\](?:, ?device_ids=\((.*?)\))? ?\{(.*?)\}")
-_IOTA_GROUPS = re.compile(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH_AXIS = re.compile(r"'([^']+)'=(\d+)")
-_MESH_PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
-_IOTA_IDS = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_PAIRS = re.compile(r"\{(\d+),(\d+)\}")
 _ONE_DIM = re.compile(r'"emitter":"(?:1D|SinglePhaseRing)|1DRing')
 _ACTIVE_DIMS = re.compile(r"active_dims:([01]+)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Pod:
-    """The devices of a mesh and the links between them."""
+class PlacedMesh:
+    """The devices of a mesh, where they are, and the chip that they are of."""
 
     mesh_shape: Mapping[str, int]
     """Axis -> size, in the mesh's order."""
@@ -113,14 +110,14 @@ class Collective:
 
 
 def read_collective(
-    instruction: Instruction, computation: Computation, pod: Pod
+    instruction: Instruction, computation: Computation, mesh: PlacedMesh
 ) -> Collective | None:
     """Reads a collective, or the start of one; None: the instruction is another.
 
     Args:
       instruction: any instruction.
       computation: the one that it stands in.
-      pod: what the program was compiled for.
+      mesh: what the program was compiled for.
     """
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
@@ -132,32 +129,26 @@ def read_collective(
         # The other operands are the result's buffer, offsets and sizes.
         operand_bytes = computation.by_name[instruction.operands[0]].num_bytes
     if kind == "collective-permute":
-        pairs = _pairs(instruction)
-        groups = [pair for pair in pairs if pair[0] != pair[1]]
-        seconds, wire_bytes = _permute_seconds(operand_bytes, pairs, pod), operand_bytes
-        is_over_network = any(_spans_slices(group, pod) for group in groups)
-        size = 2
+        groups = permutation_pairs(instruction)
+        seconds = _permute_seconds(operand_bytes, groups, mesh)
     else:
-        groups = replica_groups(instruction, pod.num_devices)
-        size = len(groups[0])
-        wire_bytes = _wire_bytes(kind, operand_bytes, size)
-        is_over_network = _spans_slices(groups[0], pod)
-        seconds = _group_seconds(instruction, kind, operand_bytes, groups[0], pod)
+        groups = replica_groups(instruction, mesh.num_devices)
+        seconds = _group_seconds(instruction, kind, operand_bytes, groups[0], mesh)
     return Collective(
         name=instruction.name,
         kind=kind,
-        axes=mesh_axes(groups, pod.mesh_shape),
-        group_size=size,
+        axes=mesh_axes(groups, mesh.mesh_shape),
+        group_size=len(groups[0]),
         operand_bytes=operand_bytes,
-        wire_bytes=wire_bytes,
+        wire_bytes=_wire_bytes(kind, operand_bytes, len(groups[0])),
         seconds=seconds,
-        is_over_network=is_over_network,
+        is_over_network=any(_spans_slices(group, mesh) for group in groups),
         op_name=instruction.op_name,
     )
 
 
 def inner_collective(
-    instruction: Instruction, module: Module, pod: Pod
+    instruction: Instruction, module: Module, mesh: PlacedMesh
 ) -> Collective | None:
     """Reads the collective inside an asynchronous call or fusion; None: there is none.
 
@@ -165,92 +156,9 @@ def inner_collective(
     """
     for called in module.called(instruction):
         for inner in called.instructions:
-            if collective := read_collective(inner, called, pod):
+            if collective := read_collective(inner, called, mesh):
                 return dataclasses.replace(collective, name=instruction.name)
     return None
-
-
-def replica_groups(instruction: Instruction, num_devices: int) -> list[list[int]]:
-    """Returns the groups as lists of places in the flattened mesh.
-
-    Groups are written out, or as an iota [groups,size]<=[dims]T(order), or by axes of a
-    mesh.
-    """
-    # Anything longer than the groups would do: only the first match is read.
-    _, found, text = instruction.attributes.partition("replica_groups=")
-    if not found:
-        return [list(range(num_devices))]
-    if match := _MESH_GROUPS.match(text):
-        return _groups_by_axes(*match.groups())
-    if match := _IOTA_GROUPS.match(text):
-        rows, columns, dims, order = match.groups()
-        ids = _iota(dims, order)
-        return ids.reshape(int(rows), int(columns)).tolist()
-    written = re.match(r"\{((?:\{[\d,]*\},?)*)\}", text)
-    groups = re.findall(r"\{([\d,]+)\}", written.group(1)) if written else []
-    if not groups:
-        return [list(range(num_devices))]
-    return [[int(i) for i in group.split(",")] for group in groups]
-
-
-def mesh_axes(
-    groups: Iterable[Sequence[int]], mesh_shape: Mapping[str, int]
-) -> tuple[str, ...]:
-    """Returns the axes of a mesh along which the members of groups differ.
-
-    Groups that hold a part of an axis only are named with their size: "fsdp:4".
-    """
-    shape = tuple(mesh_shape.values())
-    if not (groups := list(groups)):
-        return ()
-    widths = np.ones(len(shape), int)
-    for group in groups:
-        places = np.array(np.unravel_index(np.asarray(group), shape))
-        differ = [len(set(row)) for row in places.tolist()]
-        widths = np.maximum(widths, differ)
-    # Pairs of a permutation may lie along any part of an axis.
-    is_whole = math.prod(widths.tolist()) == len(groups[0]) > 2
-    found = []
-    for (name, size), width in zip(mesh_shape.items(), widths.tolist(), strict=True):
-        if width > 1:
-            is_part = is_whole and width < size
-            found.append(f"{name}:{width}" if is_part else name)
-    return tuple(found)
-
-
-def _groups_by_axes(axes: str, ids: str | None, chosen: str) -> list[list[int]]:
-    sizes = [(name, int(size)) for name, size in _MESH_AXIS.findall(axes)]
-    total = math.prod(size for _, size in sizes)
-    places = np.arange(total)
-    if ids and (match := _IOTA_IDS.search(ids)):
-        places = _iota(*match.groups()).reshape(-1)
-    dims, inside = [], []
-    parts = {name: (pre, size) for name, pre, size in _MESH_PART.findall(chosen)}
-    for name, size in sizes:
-        before, width = parts.get(name, ("", ""))
-        if name not in parts:
-            dims.append(size)
-        elif not width:
-            inside.append(len(dims))
-            dims.append(size)
-        else:
-            # An axis in three: what is left of the part, the part, what is right.
-            inside.append(len(dims) + 1)
-            dims += [int(before), int(width), size // (int(before) * int(width))]
-    outside = [i for i in range(len(dims)) if i not in inside]
-    size = math.prod(dims[i] for i in inside)
-    return places.reshape(dims).transpose(outside + inside).reshape(-1, size).tolist()
-
-
-def _iota(dims: str, order: str | None) -> np.ndarray:
-    shape = [int(n) for n in dims.split(",")]
-    ids = np.arange(math.prod(shape)).reshape(shape)
-    return ids.transpose([int(n) for n in order.split(",")]) if order else ids
-
-
-def _pairs(instruction: Instruction) -> list[list[int]]:
-    text = instruction.attribute_texts.get("source_target_pairs", "")
-    return [[int(a), int(b)] for a, b in _PAIRS.findall(text)]
 
 
 def _wire_bytes(kind: str, operand_bytes: int, size: int) -> int:
@@ -259,13 +167,13 @@ def _wire_bytes(kind: str, operand_bytes: int, size: int) -> int:
             return (size - 1) * operand_bytes
         case "all-reduce":
             return 2 * (size - 1) * operand_bytes // size
-        case "collective-broadcast":
+        case "collective-permute" | "collective-broadcast":
             return operand_bytes
     return (size - 1) * operand_bytes // size
 
 
-def _spans_slices(group: Sequence[int], pod: Pod) -> bool:
-    return len({pod.coordinates[i][0] for i in group}) > 1
+def _spans_slices(group: Sequence[int], mesh: PlacedMesh) -> bool:
+    return len({mesh.coordinates[i][0] for i in group}) > 1
 
 
 def _group_seconds(
@@ -273,12 +181,12 @@ def _group_seconds(
     kind: str,
     operand_bytes: int,
     group: Sequence[int],
-    pod: Pod,
+    mesh: PlacedMesh,
 ) -> float:
     """Of the part within slices plus the part between them."""
     members = collections.defaultdict(list)
     for place in group:
-        members[pod.coordinates[place][0]].append(place)
+        members[mesh.coordinates[place][0]].append(place)
     inside = next(iter(members.values()))
     seconds = 0.0
     if len(members) > 1:
@@ -287,12 +195,12 @@ def _group_seconds(
         share = operand_bytes
         if kind in ("all-reduce", "reduce-scatter"):
             share = operand_bytes // len(inside)
-        network = pod.tpu.network_bytes_per_second / pod.tpu.devices_per_chip
+        network = mesh.tpu.network_bytes_per_second / mesh.tpu.devices_per_chip
         seconds += _wire_bytes(kind, share, len(members)) / network
         if kind == "all-gather":
             operand_bytes *= len(members)
     if len(inside) > 1:
-        seconds += _link_seconds(instruction, kind, operand_bytes, inside, pod)
+        seconds += _link_seconds(instruction, kind, operand_bytes, inside, mesh)
     return seconds
 
 
@@ -301,14 +209,14 @@ def _link_seconds(
     kind: str,
     operand_bytes: int,
     group: Sequence[int],
-    pod: Pod,
+    mesh: PlacedMesh,
 ) -> float:
     """Of a group within a slice."""
-    link = pod.tpu.link_bytes_per_second / pod.tpu.devices_per_chip
-    axes = list(_torus_axes(group, pod))
+    link = mesh.tpu.link_bytes_per_second / mesh.tpu.devices_per_chip
+    axes = list(_torus_axes(group, mesh))
     if not axes:
         # Devices of one chip: at least as fast as all of its links.
-        link *= 2 * pod.tpu.num_torus_axes
+        link *= 2 * mesh.tpu.num_torus_axes
         return _wire_bytes(kind, operand_bytes, len(group)) / link
     if kind in ("all-to-all", "ragged-all-to-all"):
         return max(
@@ -319,11 +227,11 @@ def _link_seconds(
     return _wire_bytes(kind, operand_bytes, len(group)) / (ways * link)
 
 
-def _torus_axes(group: Sequence[int], pod: Pod) -> Iterator[tuple[int, bool]]:
+def _torus_axes(group: Sequence[int], mesh: PlacedMesh) -> Iterator[tuple[int, bool]]:
     """Yields extent, and whether it is a ring, of each axis that a group spans."""
-    shape, closes = pod.torus_shape(), pod.closes()
+    shape, closes = mesh.torus_shape(), mesh.closes()
     for axis in range(3):
-        places = {pod.coordinates[i][axis + 1] for i in group}
+        places = {mesh.coordinates[i][axis + 1] for i in group}
         if len(places) > 1:
             is_ring = closes[axis] and len(places) == shape[axis]
             yield len(places), is_ring
@@ -346,22 +254,22 @@ def _ways(instruction: Instruction, axes: Sequence[tuple[int, bool]]) -> int:
 
 
 def _permute_seconds(
-    num_bytes: int, pairs: Sequence[Sequence[int]], pod: Pod
+    num_bytes: int, pairs: Sequence[Sequence[int]], mesh: PlacedMesh
 ) -> float:
     """Routes each transfer along x, then y, then z, and takes the busiest link."""
     loads: collections.Counter[tuple] = collections.Counter()
     for source, target in pairs:
-        loads.update(_route(pod.coordinates[source], pod.coordinates[target], pod))
+        loads.update(_route(mesh.coordinates[source], mesh.coordinates[target], mesh))
     on_links = max((n for link, n in loads.items() if link[0] != NETWORK), default=0)
     on_network = max((n for link, n in loads.items() if link[0] == NETWORK), default=0)
     return num_bytes * (
-        on_links / pod.tpu.link_bytes_per_second
-        + on_network / pod.tpu.network_bytes_per_second
+        on_links / mesh.tpu.link_bytes_per_second
+        + on_network / mesh.tpu.network_bytes_per_second
     )
 
 
 def _route(
-    source: tuple[int, ...], target: tuple[int, ...], pod: Pod
+    source: tuple[int, ...], target: tuple[int, ...], mesh: PlacedMesh
 ) -> Iterator[tuple]:
     """Yields the links of a transfer, each with its direction."""
     if source[0] != target[0]:
@@ -369,7 +277,7 @@ def _route(
         return
     place = list(source[:4])
     for axis, (length, is_closed) in enumerate(
-        zip(pod.torus_shape(), pod.closes(), strict=True), start=1
+        zip(mesh.torus_shape(), mesh.closes(), strict=True), start=1
     ):
         distance = target[axis] - place[axis]
         if is_closed and abs(distance) > length / 2:

@@ -15,11 +15,11 @@ import shutil
 
 import jax
 
-from ring_jax.config import MeshConfig, RunConfig
+from ring_jax import sharding
+from ring_jax.config import RunConfig
 from ring_jax.model.flops import flops_per_token
-from ring_jax.plan import collectives
-from ring_jax.plan.abstract import abstract_mesh_of, abstract_state
-from ring_jax.plan.collectives import Collective
+from ring_jax.plan.abstract import abstract_state
+from ring_jax.plan.collectives import Collective, PlacedMesh
 from ring_jax.plan.compile import CompiledStep, Overflow, compile_step
 from ring_jax.plan.kernel_scalars import our_kernels
 from ring_jax.plan.step_time import Operation, StepTime, Use, estimate_step
@@ -100,13 +100,13 @@ def plan_step(
 
 def checkpoint_bytes(config: RunConfig) -> int:
     """Returns the bytes of the state, whatever mesh it is on."""
-    with jax.sharding.use_abstract_mesh(abstract_mesh_of(MeshConfig())):
+    with jax.sharding.use_abstract_mesh(sharding.abstract_mesh()):
         leaves = jax.tree.leaves(abstract_state(config))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _estimate(step: CompiledStep, pod: Pod) -> StepTime:
-    placed = collectives.Pod(
+    placed = PlacedMesh(
         mesh_shape=step.mesh_shape,
         coordinates=tuple(dataclasses.astuple(place) for place in step.positions),
         tpu=pod.tpu,

@@ -52,19 +52,13 @@ class Dumps:
             if (match := _FILE.match(path.name))
         }
         self._twins = self._index_twins()
-        self._programs: dict[Path, Program] = {}
+        self._seconds: dict[tuple, float | None] = {}
 
     def find(self, instruction: Instruction, computation: Computation) -> Path | None:
         """Returns the dump of an instruction, or of its twin."""
         if instruction.name in self._files:
             return self._files[instruction.name]
         return self._twins.get(self._signature(instruction, computation))
-
-    def program(self, path: Path) -> Program:
-        """Reads a dump."""
-        if path not in self._programs:
-            self._programs[path] = read_program(path)
-        return self._programs[path]
 
     def seconds(
         self, path: Path, scalars: Mapping[int, np.ndarray] | None = None
@@ -76,28 +70,34 @@ class Dumps:
           scalars: operand number -> i32 values; None: all are 0.
 
         Returns:
-          Seconds of the slowest core; None if its path depends on more than `scalars`.
+          Seconds of the slowest core that can be known; None if the first core's path
+          depends on more than `scalars`.
         """
         if scalars is None:
-            return self._seconds_of_zeros(path)
-        return self._run(path, scalars)
+            sizes = self._program(path).scalar_sizes
+            scalars = {number: np.zeros(size, int) for number, size in sizes.items()}
+        key = path, *((n, values.tobytes()) for n, values in scalars.items())
+        if key not in self._seconds:
+            self._seconds[key] = self._run(path, scalars)
+        return self._seconds[key]
 
-    @functools.cache  # noqa: B019 (the object lives as long as its answers are asked)
-    def _seconds_of_zeros(self, path: Path) -> float | None:
-        sizes = self.program(path).scalar_sizes
-        return self._run(path, {n: np.zeros(size, int) for n, size in sizes.items()})
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one program, and the object's life)
+    def _program(self, path: Path) -> Program:
+        return read_program(path)
 
     def _run(self, path: Path, scalars: Mapping[int, np.ndarray]) -> float | None:
         blocks = Blocks(
-            self.program(path), cycles_per_matmul=self._tpu.cycles_per_matmul
+            self._program(path), cycles_per_matmul=self._tpu.cycles_per_matmul
         )
-        try:
-            return max(
-                timeline.run(blocks, scalars, tpu=self._tpu, core=core).seconds
-                for core in range(self._tpu.num_cores)
-            )
-        except UnknownValueError:
-            return None
+        slowest = None
+        for core in range(self._tpu.num_cores):
+            try:
+                line = timeline.run(blocks, scalars, tpu=self._tpu, core=core)
+            except UnknownValueError:
+                # Where the first core fetches for all, the others cannot be run alone.
+                break
+            slowest = max(slowest or 0.0, line.seconds)
+        return slowest
 
     def _index_twins(self) -> dict[tuple, Path]:
         twins = {}

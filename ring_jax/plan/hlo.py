@@ -203,10 +203,8 @@ def _parse_instruction(line: str) -> Instruction:
     head = _HEAD.match(line)
     assert head is not None
     start = head.end()
-    if line[start] == "(":
-        end = _closing(line, start) + 1
-    else:
-        end = line.index(" ", start)
+    is_tuple = line[start] == "("
+    end = _closing(line, start) + 1 if is_tuple else line.index(" ", start)
     opening = line.index("(", end)
     closing = _closing(line, opening)
     operand_text = line[opening + 1 : closing]

@@ -48,9 +48,7 @@ _DILATIONS = re.compile(r"\blhs_dilate=([\dx]+)")
 _DIM_LABELS = re.compile(r"^\w+_(\w+)->\w+$")
 
 Source = Literal["bundles", "roofline", "cycles", "unknown", "nothing"]
-KernelScalars = Callable[
-    [Instruction, Computation], Mapping[int, np.ndarray] | None
-]
+KernelScalars = Callable[[Instruction, Computation], Mapping[int, np.ndarray] | None]
 """(Pallas kernel, where it stands) -> its scalar operands by number; None: unknown."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from ring_jax import sharding
 from ring_jax.batch import Batch
@@ -60,7 +61,9 @@ def make_train_step(
         loss, stats, grads = _accumulate(state.model, batch, config, noise)
         # optax types a tree of parameters as arrays; ours is a module, also a tree.
         params: Any = state.model
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, params)
+            params = optax.apply_updates(params, updates)
         keep = STATISTICS_DECAY
         router = stats.router
         new_state = TrainState(
@@ -68,7 +71,7 @@ def make_train_step(
             num_trained_tokens=add_tokens(
                 state.num_trained_tokens, stats.num_trained_tokens
             ),
-            model=cast(Transformer, optax.apply_updates(params, updates)),
+            model=cast(Transformer, params),
             opt_state=opt_state,
             logit_mean_L=keep * state.logit_mean_L + (1 - keep) * router.logit_mean,
             logit_square_L=(
@@ -133,8 +136,9 @@ def _accumulate(
 def _split(x_BT: jax.Array, num_parts: int) -> jax.Array:
     """Deals rows to parts, each device keeping its own: [parts, B/parts, T]."""
     B, T = x_BT.shape
+    rows, tokens = sharding.whole_rows()
     strided = x_BT.reshape(
-        B // num_parts, num_parts, T, out_sharding=sharding.activation("BZT")
+        B // num_parts, num_parts, T, out_sharding=P(rows, None, tokens)
     )
     return strided.swapaxes(0, 1)
 

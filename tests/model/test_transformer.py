@@ -82,8 +82,10 @@ def test_remat_changes_no_gradient(tiny_model, packed, remat):
         MeshConfig(data=1, fsdp=8),
         MeshConfig(data=1, expert=8),
         MeshConfig(data=2, fsdp=2, expert=2),
+        MeshConfig(data=4, tensor=2),
+        MeshConfig(slice=2, data=1, fsdp=2, expert=1, tensor=2),
     ],
-    ids=["data", "fsdp", "expert", "all"],
+    ids=["data", "fsdp", "expert", "all", "tensor", "slice"],
 )
 def test_every_layout_gives_the_same_loss_and_gradients(tiny, make_rows, layout):
     rows = make_rows([[9, 5], [16]] * 4, num_tokens=16)

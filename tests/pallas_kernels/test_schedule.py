@@ -19,7 +19,7 @@ from pallas_kernels.schedule import (
     estimate,
 )
 from pallas_kernels.schedule.blocks import Blocks
-from pallas_kernels.schedule.bundles import parse_program
+from pallas_kernels.schedule.bundles import Matmul, parse_program
 from pallas_kernels.schedule.timeline import DMA_LATENCY_SECONDS, GRANULE_BYTES, run
 
 # Round numbers: a cycle is a microsecond, and HBM moves a granule in one.
@@ -73,7 +73,7 @@ def test_a_bundle_is_split_into_what_time_depends_on():
     )
     (bundle,) = program.bundles
     assert [instruction.opcode for instruction in bundle.instructions] == ["smov"]
-    assert bundle.matmuls == ("mxu1",)
+    assert bundle.matmuls == (Matmul("mxu1", "packed"),)
     assert bundle.pops == ("mxu0",)
     assert program.num_spills == 1
 
@@ -162,6 +162,26 @@ def test_a_wait_stalls_until_its_dma_has_arrived():
     assert (line.hbm_bytes, line.num_dmas) == (100 * GRANULE_BYTES, 1)
 
 
+SHARED = [
+    # A semaphore of two cores, as a DMA names it: this core's in the lower 16 bits, in
+    # the upper ones the same with a mask of cores.
+    "%s1_s0 = sor.u32 [#allocation7], 24576",
+    "%s2_s1 = sshll.u32 %s1_s0, 16",
+    "%s3_s2 = sor.u32 [#allocation7], %s2_s1",
+    dma(100).replace("/*dst_syncflagno=*/[#allocation7 + $0x0]", "%s3_s2"),
+]
+
+
+def test_a_dma_may_signal_the_semaphores_of_several_cores():
+    line = time(*SHARED, wait(100))
+    assert line.seconds * 1e6 == pytest.approx(3 + 100 + LATENCY_CYCLES + 1)
+
+
+def test_what_another_core_fetches_arrives_with_this_cores_share():
+    line = time(*SHARED, wait(200))
+    assert line.seconds * 1e6 == pytest.approx(3 + 100 + LATENCY_CYCLES + 1)
+
+
 def test_a_wait_for_what_is_there_costs_a_bundle():
     bundles = [dma(10), *[NOTHING] * 19, wait(10), NOTHING]
     assert cycles(*bundles) == pytest.approx(len(bundles))
@@ -207,6 +227,18 @@ def test_a_choice_takes_the_last_value_if_its_predicate_holds():
     for value, granules in ((0, 20), (1, 10)):
         line = time(*bundles, scalars={0: np.array(value)})
         assert line.hbm_bytes == granules * GRANULE_BYTES
+
+
+def test_moves_of_newer_compilers_are_read():
+    choice = "%s2_s1 = smov.u32 (%p1_p0), 10, 20"
+    line = time(
+        SCALAR,
+        "%p1_p0 = scmp.eq.s32.totalorder %s1_s0, 0",
+        choice,
+        dma(1).replace("/*size_in_granules=*/1", "%s2_s1"),
+        scalars={0: np.array(0)},
+    )
+    assert line.hbm_bytes == 20 * GRANULE_BYTES
 
 
 def test_a_dma_of_unknown_size_is_refused():
@@ -258,6 +290,24 @@ def test_a_result_is_taken_out_when_its_matmul_is_done():
 def test_a_matrix_unit_serves_in_order():
     pace = TPU.cycles_per_matmul
     assert cycles(MATMUL, MATMUL, MATMUL, POP, POP, POP) == pytest.approx(3 * pace + 1)
+
+
+def test_latched_rows_are_half_as_many_and_come_out_at_once():
+    pace = TPU.cycles_per_matmul
+    latched = "%v1 = vmatmul.lmr.bf16.gmra.16.mxu0"
+    # Two latched matmuls are the rows of one packed, whose result has two parts.
+    bundles = [MATMUL, latched, latched, POP, POP, POP, POP]
+    program = program_of(*bundles)
+    block = Blocks(program, cycles_per_matmul=pace).at(0)
+    first, other = pace, pace + pace // 2
+    assert block.issue_cycle[3:] == (first, first + 1, other, 2 * pace)
+
+
+def test_rows_of_float32_come_out_in_one_part():
+    pace = TPU.cycles_per_matmul
+    program = program_of(MATMUL.replace("bf16", "f32"), MATMUL, POP, POP, POP)
+    block = Blocks(program, cycles_per_matmul=pace).at(0)
+    assert block.issue_cycle[2:] == (pace, 2 * pace, 2 * pace + 1)
 
 
 def test_two_matrix_units_serve_at_once():
