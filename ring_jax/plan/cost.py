@@ -43,7 +43,9 @@ class Plan:
     @property
     def tokens_per_second_per_chip(self) -> float:
         """Estimate; of all tokens, with rows full."""
-        return self.step.num_tokens / self.time.seconds / self.pod.num_chips
+        return self.time.tokens_per_second_per_chip(
+            self.step.num_tokens, num_devices=self.pod.num_devices, tpu=self.pod.tpu
+        )
 
     @property
     def model_flops(self) -> float:
@@ -55,8 +57,9 @@ class Plan:
     @property
     def mfu(self) -> float:
         """Estimate: model FLOPs / (seconds * devices * peak)."""
-        peak = self.pod.num_devices * self.pod.tpu.flops_per_second
-        return self.model_flops / (self.time.seconds * peak)
+        return self.time.mfu(
+            self.model_flops, num_devices=self.pod.num_devices, tpu=self.pod.tpu
+        )
 
     @property
     def checkpoint_bytes(self) -> int:
