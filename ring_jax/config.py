@@ -275,8 +275,10 @@ class TrainConfig:
     """Gradient accumulation: the batch is split into this many parts."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Weights are float32 masters; matmuls run in this type."""
-    remat: Literal["none", "matmuls", "block"] = "block"
-    """What the backward pass finds saved: everything, matmul results, layer inputs."""
+    remat: Literal["none", "matmuls", "kernels", "block", "offload"] = "block"
+    """What the backward pass finds saved of a layer: everything; results of all
+    matmuls; attention's and the experts' gate and up; its input; its input in the
+    host's memory. It computes the rest again. The order is that of memory."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     log_every_steps: int = 10

@@ -10,6 +10,8 @@ from collections.abc import Callable
 # that tests start, too; benchmarks and the run itself are compiled in full.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nothing is left in the user's cache, and no test lives on what another compiled.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 import jax
 import pytest

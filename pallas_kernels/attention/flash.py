@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.attention.context import Context, Positions
 
@@ -107,6 +108,7 @@ def with_gradients(forward: Forward, backward: Backward) -> Attend:
     """Makes an implementation's attention differentiable, once, in reverse mode.
 
     Keys and values of whole rows are gathered in each pass: kept are a device's own.
+    What is kept of the results is named "attention" for policies of `jax.checkpoint`.
 
     Args:
       forward: query, key_JBKSH and value_JBKSH of all J parts of the rows, `Spans` ->
@@ -124,7 +126,8 @@ def with_gradients(forward: Forward, backward: Backward) -> Attend:
         return keep(context, block, *inputs)[0]
 
     def keep(context: Context, block: int, *inputs: jax.Array) -> tuple:
-        out, log_total = forward(*_of_rows(context, block, *inputs))
+        results = forward(*_of_rows(context, block, *inputs))
+        out, log_total = (checkpoint_name(result, "attention") for result in results)
         return out, (*inputs, out, log_total)
 
     def pull_back(context: Context, block: int, kept: tuple, grad: jax.Array) -> tuple:

@@ -62,7 +62,7 @@ def test_decoding_token_by_token_equals_the_whole_row(tiny_model, make_rows):
         np.testing.assert_allclose(step_BTV[0, 0], whole_BTV[0, t], **CLOSE)
 
 
-@pytest.mark.parametrize("remat", ["matmuls", "block"])
+@pytest.mark.parametrize("remat", ["matmuls", "kernels", "block", "offload"])
 def test_remat_changes_no_gradient(tiny_model, packed, remat):
     def loss(model, remat):
         hidden_BTD, stats = packed.run(model, remat=remat)
