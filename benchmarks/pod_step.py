@@ -39,9 +39,9 @@ from ring_jax.config import (
     StageConfig,
     TrainConfig,
 )
-from ring_jax.plan.collectives import PlacedMesh
 from ring_jax.plan.compile import Overflow, default_cache
 from ring_jax.plan.cost import plan_step
+from ring_jax.plan.links import PlacedMesh
 from ring_jax.plan.step_time import StepTime, axis_seconds, estimate_step
 from ring_jax.plan.topology import find_pod
 

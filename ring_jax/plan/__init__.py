@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training step will cost on a pod that is not there.
 
-    plan = plan_step(config, find_pod("v5p:4x4x4"), cache=default_cache())
+plan = plan_step(config, find_pod("v5p:4x4x4"), cache=default_cache())
 """
 
 from ring_jax.plan.compile import CompiledStep as CompiledStep

@@ -19,9 +19,10 @@ from ring_jax import sharding
 from ring_jax.config import MeshConfig, RunConfig
 from ring_jax.model.flops import flops_per_token
 from ring_jax.plan.abstract import abstract_state
-from ring_jax.plan.collectives import Collective, PlacedMesh
+from ring_jax.plan.collectives import Collective
 from ring_jax.plan.compile import CompiledStep, Overflow, compile_step
 from ring_jax.plan.kernel_scalars import our_kernels
+from ring_jax.plan.links import PlacedMesh
 from ring_jax.plan.step_time import Operation, StepTime, Use, estimate_step
 from ring_jax.plan.topology import Pod
 
@@ -125,7 +126,8 @@ def _read_time(path: pathlib.Path) -> StepTime:
     uses = []
     for use in tree["collectives"]:
         inner = use["collective"]
-        collective = Collective(**(inner | {"axes": tuple(inner["axes"])}))
+        lists = {name: tuple(inner[name]) for name in ("axes", "links")}
+        collective = Collective(**(inner | lists))
         uses.append(Use(**(use | {"collective": collective})))
     operations = tuple(Operation(**operation) for operation in tree["operations"])
     return StepTime(**(tree | {"collectives": tuple(uses), "operations": operations}))
