@@ -74,21 +74,28 @@ class Dumps:
           depends on more than `scalars`.
         """
         if scalars is None:
-            sizes = self._program(path).scalar_sizes
-            scalars = {number: np.zeros(size, int) for number, size in sizes.items()}
+            scalars = self._zeros(path)
         key = path, *((n, values.tobytes()) for n, values in scalars.items())
         if key not in self._seconds:
             self._seconds[key] = self._run(path, scalars)
         return self._seconds[key]
+
+    def _zeros(self, path: Path) -> dict[int, np.ndarray]:
+        if not path.stat().st_size:
+            return {}
+        sizes = self._program(path).scalar_sizes
+        return {number: np.zeros(size, int) for number, size in sizes.items()}
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 (one program, and the object's life)
     def _program(self, path: Path) -> Program:
         return read_program(path)
 
     def _run(self, path: Path, scalars: Mapping[int, np.ndarray]) -> float | None:
-        blocks = Blocks(
-            self._program(path), cycles_per_matmul=self._tpu.cycles_per_matmul
-        )
+        if not path.stat().st_size:
+            # libtpu leaves an empty file for what needs no code.
+            return 0.0
+        program = self._program(path)
+        blocks = Blocks(program, cycles_per_matmul=self._tpu.cycles_per_matmul)
         slowest = None
         for core in range(self._tpu.num_cores):
             try:
