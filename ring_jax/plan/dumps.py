@@ -73,28 +73,18 @@ class Dumps:
           Seconds of the slowest core that can be known; None if the first core's path
           depends on more than `scalars`.
         """
-        if scalars is None:
-            scalars = self._zeros(path)
-        key = path, *((n, values.tobytes()) for n, values in scalars.items())
+        given = () if scalars is None else scalars.items()
+        key = path, *((number, values.tobytes()) for number, values in given)
         if key not in self._seconds:
-            self._seconds[key] = self._run(path, scalars)
+            self._seconds[key] = self._run(read_program(path), scalars)
         return self._seconds[key]
 
-    def _zeros(self, path: Path) -> dict[int, np.ndarray]:
-        if not path.stat().st_size:
-            return {}
-        sizes = self._program(path).scalar_sizes
-        return {number: np.zeros(size, int) for number, size in sizes.items()}
-
-    @functools.lru_cache(maxsize=1)  # noqa: B019 (one program, and the object's life)
-    def _program(self, path: Path) -> Program:
-        return read_program(path)
-
-    def _run(self, path: Path, scalars: Mapping[int, np.ndarray]) -> float | None:
-        if not path.stat().st_size:
-            # libtpu leaves an empty file for what needs no code.
-            return 0.0
-        program = self._program(path)
+    def _run(
+        self, program: Program, scalars: Mapping[int, np.ndarray] | None
+    ) -> float | None:
+        if scalars is None:
+            sizes = program.scalar_sizes.items()
+            scalars = {number: np.zeros(size, int) for number, size in sizes}
         blocks = Blocks(program, cycles_per_matmul=self._tpu.cycles_per_matmul)
         slowest = None
         for core in range(self._tpu.num_cores):

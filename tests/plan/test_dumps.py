@@ -91,10 +91,6 @@ def test_a_path_that_depends_on_vectors_has_no_time(module, tmp_path):
     ) is (None)
 
 
-def test_an_empty_dump_is_an_operation_without_code(module, tmp_path):
-    assert seconds(dumps(module, tmp_path, fusion_1=""), module, "fusion.1") == 0.0
-
-
 def cost(module: Module, found: Dumps | None, name: str, *, times: float = 1000.0):
     costs = OpCosts(module, V5E, found, lambda kernel, computation: None)
     return costs.cost(module.entry.by_name[name], module.entry, times=times)
