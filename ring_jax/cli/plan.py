@@ -22,12 +22,12 @@ from ring_jax.plan import (
     Overflow,
     Plan,
     Pod,
+    compile_best,
+    compile_until_it_fits,
     default_cache,
-    find_fit,
     find_pod,
     overrides,
     plan_step,
-    search,
 )
 
 SUMMARY = "compiles a run's step for a TPU pod that is not there: memory, time, cost"
@@ -107,17 +107,15 @@ def _rates(args: argparse.Namespace) -> Rates:
 
 def _search(config: RunConfig, pod: Pod, cache: pathlib.Path, console: Console) -> Plan:
     """Returns the fastest of the plans that were compiled."""
-    tried = []
     with console.status(f"compiling the best candidates for {pod.name}"):
-        for one in search(config, pod, cache=cache):
-            tried.append(one)
+        tried = list(compile_best(config, pod, cache=cache))
+    print_tried(config, tried, console)
     plans = [one.outcome for one in tried if isinstance(one.outcome, Plan)]
     if not plans:
         raise ConfigError(
             f"plan: {pod.name}: no mesh, remat or number of microbatches fits; take a "
             "larger pod, fewer rows, or shorter ones."
         )
-    print_tried(config, tried, console)
     best = min(plans, key=_step_seconds)
     words = " ".join(overrides(config, best.config))
     console.print(f"fastest: {words or 'the settings as they are'}", soft_wrap=True)
@@ -139,8 +137,10 @@ def _refusal(
     line = say_overflow(config, pod, overflow)
     console.print(line, soft_wrap=True)
     with console.status("compiling changes that may fit; each takes minutes"):
-        fit = find_fit(config, pod, overflow, cache=cache)
-    if fit is None:
+        tried = list(compile_until_it_fits(config, pod, overflow, cache=cache))
+    print_tried(config, tried, console)
+    fit = tried[-1].outcome
+    if not isinstance(fit, Plan):
         return ConfigError(
             f"{line} None of the meshes, remats and microbatches that were compiled "
             "fits either; take a larger pod, fewer rows, or shorter ones."

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How `ring plan` shows what it found: tables for people, a mapping for scripts."""
 
-import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import rich.box
@@ -12,7 +11,18 @@ import rich.table
 import rich.text
 
 from ring_jax.config import RunConfig
-from ring_jax.plan import EXACT, PROGRAM, Memory, Overflow, Plan, Pod, Tried, overrides
+from ring_jax.plan import (
+    EXACT,
+    PROGRAM,
+    CompileError,
+    Memory,
+    Overflow,
+    Plan,
+    Pod,
+    Tried,
+    overrides,
+    total_collectives,
+)
 
 GIB = 2**30
 MIB = 2**20
@@ -57,7 +67,9 @@ def print_tried(
         words = " ".join(overrides(config, one.candidate.config)) or "none"
         guess = f"{1e3 * one.candidate.prediction.seconds:,.0f} ms"
         outcome = one.outcome
-        if isinstance(outcome, Overflow):
+        if isinstance(outcome, CompileError):
+            table.add_row(words, guess, str(outcome), "")
+        elif isinstance(outcome, Overflow):
             table.add_row(words, guess, "does not fit", _gib(outcome.needed))
         else:
             step = f"{1e3 * outcome.time.seconds:,.0f} ms"
@@ -102,7 +114,7 @@ def summary(plan: Plan, rates: Rates) -> dict[str, Any]:
         "mfu": plan.mfu,
         "collectives": [
             {"kind": kind, "axis": axis, **dataclasses.asdict(total)}
-            for (kind, axis), total in _collectives(plan).items()
+            for (kind, axis), total in total_collectives(plan.time.collectives).items()
         ],
         "compile_seconds": step.compile_seconds,
         "compile_host_bytes": step.host_bytes,
@@ -157,33 +169,11 @@ def _range(plan: Plan) -> str:
     return f"range {low:,.0f} to {high:,.0f}"
 
 
-@dataclasses.dataclass
-class _Total:
-    """The collectives of a kind over an axis, in a step."""
-
-    count: float = 0.0
-    wire_bytes: float = 0.0
-    """That a device sends."""
-    seconds: float = 0.0
-    exposed_seconds: float = 0.0
-
-
-def _collectives(plan: Plan) -> Mapping[tuple[str, str], _Total]:
-    totals: dict[tuple[str, str], _Total] = collections.defaultdict(_Total)
-    for use in plan.time.collectives:
-        total = totals[use.collective.kind, use.collective.label]
-        total.count += use.times
-        total.wire_bytes += use.times * use.collective.wire_bytes
-        total.seconds += use.seconds
-        total.exposed_seconds += use.exposed_seconds
-    return dict(sorted(totals.items(), key=_wire_bytes, reverse=True))
-
-
 def _collectives_table(plan: Plan) -> rich.table.Table:
     table = _table(
         "collectives", "axis", "a step", "MiB sent (exact)", "ms", "of it exposed"
     )
-    for (kind, axis), total in _collectives(plan).items():
+    for (kind, axis), total in total_collectives(plan.time.collectives).items():
         table.add_row(
             kind,
             axis,
@@ -268,7 +258,3 @@ def _short(source: str) -> str:
 
 def _second(item: tuple[str, int]) -> int:
     return item[1]
-
-
-def _wire_bytes(item: tuple[tuple[str, str], _Total]) -> float:
-    return item[1].wire_bytes

@@ -9,9 +9,15 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from ring_jax import sharding
 from ring_jax.batch import Batch
-from ring_jax.config import RunConfig
+from ring_jax.config import MeshConfig, RunConfig
 from ring_jax.train.optimizer import make_optimizer
 from ring_jax.train.state import TrainState, init_state
+
+
+def abstract_mesh_of(config: MeshConfig) -> AbstractMesh:
+    """Returns a mesh of a config's sizes; an axis of -1 has one device."""
+    sizes = dataclasses.asdict(config)
+    return sharding.abstract_mesh(*(max(1, sizes[axis]) for axis in sharding.MESH_AXES))
 
 
 def abstract_state(config: RunConfig) -> TrainState:

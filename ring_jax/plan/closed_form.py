@@ -33,9 +33,9 @@ from typing import Any, Self
 import jax
 
 from ring_jax import sharding
-from ring_jax.config import ModelConfig, RunConfig
+from ring_jax.config import MeshConfig, ModelConfig, RunConfig
 from ring_jax.model.flops import flops_per_token
-from ring_jax.plan.abstract import abstract_state
+from ring_jax.plan.abstract import abstract_mesh_of, abstract_state
 from ring_jax.plan.topology import Pod
 
 EFFICIENCY = 0.5
@@ -295,8 +295,7 @@ def _batch_layout() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _leaves(config: RunConfig) -> list[Leaf]:
     """Reads shapes and layouts on a mesh of one device."""
-    ones = sharding.abstract_mesh(*(1 for _ in sharding.MESH_AXES))
-    with jax.sharding.use_abstract_mesh(ones):
+    with jax.sharding.use_abstract_mesh(abstract_mesh_of(MeshConfig())):
         found = jax.tree.leaves_with_path(abstract_state(config))
     leaves = []
     for path, leaf in found:

@@ -15,10 +15,9 @@ import shutil
 
 import jax
 
-from ring_jax import sharding
 from ring_jax.config import MeshConfig, RunConfig
 from ring_jax.model.flops import flops_per_token
-from ring_jax.plan.abstract import abstract_state
+from ring_jax.plan.abstract import abstract_mesh_of, abstract_state
 from ring_jax.plan.collectives import Collective
 from ring_jax.plan.compile import CompiledStep, Overflow, compile_step
 from ring_jax.plan.kernel_scalars import our_kernels
@@ -101,8 +100,7 @@ def plan_step(
 
 def checkpoint_bytes(config: RunConfig) -> int:
     """Returns the bytes of the state, whatever mesh it is on."""
-    ones = sharding.abstract_mesh(*(1 for _ in dataclasses.fields(MeshConfig)))
-    with jax.sharding.use_abstract_mesh(ones):
+    with jax.sharding.use_abstract_mesh(abstract_mesh_of(MeshConfig())):
         leaves = jax.tree.leaves(abstract_state(config))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 

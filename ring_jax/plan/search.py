@@ -19,7 +19,7 @@ from ring_jax.plan.cost import Plan, plan_step
 from ring_jax.plan.topology import Pod
 
 NUM_COMPILED = 3
-"""Candidates that `search` compares by their compiled steps."""
+"""Candidates that `compile_best` compares by their compiled steps."""
 NUM_TRIED = 6
 """Candidates that are compiled before a run is said not to fit."""
 SPARE = 0.05
@@ -39,10 +39,12 @@ class Tried:
     """A candidate that was compiled."""
 
     candidate: Candidate
-    outcome: Plan | Overflow
+    outcome: Plan | Overflow | CompileError
 
 
-def search(config: RunConfig, pod: Pod, *, cache: pathlib.Path) -> Iterator[Tried]:
+def compile_best(
+    config: RunConfig, pod: Pod, *, cache: pathlib.Path
+) -> Iterator[Tried]:
     """Compiles the best candidates, the most promising first.
 
     Raises:
@@ -52,37 +54,46 @@ def search(config: RunConfig, pod: Pod, *, cache: pathlib.Path) -> Iterator[Trie
     num_fits = 0
     for candidate in _distinct(fitting)[:NUM_TRIED]:
         outcome = _try(candidate, pod, cache)
-        if outcome is not None:
-            yield Tried(candidate, outcome)
+        yield Tried(candidate, outcome)
         num_fits += isinstance(outcome, Plan)
         if num_fits == NUM_COMPILED:
             return
 
 
-def find_fit(
+def compile_until_it_fits(
     config: RunConfig, pod: Pod, overflow: Overflow, *, cache: pathlib.Path
-) -> Plan | None:
-    """Returns the cheapest change that fits, by compiling; None: none of those tried.
+) -> Iterator[Tried]:
+    """Compiles changes to a step that overflowed, the cheapest first; ends with a fit.
 
-    The closed form's bytes are scaled to agree with the compiler's for the step that
-    overflowed; the candidates that then fit are tried from the fastest on, and last the
-    one that takes least.
+    The closed form's bytes are scaled to agree with the compiler's, first for the step
+    that overflowed, then for each remat by what was compiled with it. Candidates that
+    so fit are tried from the fastest on, and last the one that takes least.
+
+    Raises:
+      ConfigError: no mesh divides the model and the batch.
     """
-    candidates = rank(config, pod)
-    train = config.train
-    given = (
-        ClosedForm.of(config, pod)
-        .on(overflow.mesh_shape)
-        .predict(remat=train.remat, num_microbatches=train.num_microbatches)
+    train, candidates = config.train, rank(config, pod)
+    given = ClosedForm.of(config, pod).on(overflow.mesh_shape)
+    predicted = given.predict(
+        remat=train.remat, num_microbatches=train.num_microbatches
     )
-    scale = overflow.needed / given.hbm_bytes
-    fitting = [c for c in candidates if c.prediction.hbm_bytes * scale <= _room(pod)]
+    scales = dict.fromkeys(REMAT, overflow.needed / predicted.hbm_bytes)
     smallest = min(candidates, key=_hbm_bytes)
-    for candidate in [*_distinct(fitting)[: NUM_TRIED - 1], smallest]:
+    for _ in range(NUM_TRIED):
+        fitting = [c for c in candidates if _scaled(c, scales) <= _room(pod)]
+        candidate = fitting[0] if fitting else smallest
         outcome = _try(candidate, pod, cache)
-        if isinstance(outcome, Plan):
-            return outcome
-    return None
+        yield Tried(candidate, outcome)
+        if isinstance(outcome, Plan) or candidate is smallest:
+            return
+        candidates.remove(candidate)
+        if isinstance(outcome, Overflow):
+            scale = outcome.needed / candidate.prediction.hbm_bytes
+            scales[candidate.config.train.remat] = scale
+
+
+def _scaled(candidate: Candidate, scales: Mapping[str, float]) -> float:
+    return scales[candidate.config.train.remat] * candidate.prediction.hbm_bytes
 
 
 def overrides(before: RunConfig, after: RunConfig) -> list[str]:
@@ -124,12 +135,13 @@ def rank(config: RunConfig, pod: Pod) -> list[Candidate]:
     return sorted(found, key=_seconds)
 
 
-def _try(candidate: Candidate, pod: Pod, cache: pathlib.Path) -> Plan | Overflow | None:
-    """Compiles a candidate; None: a rule or the compiler refused it."""
+def _try(
+    candidate: Candidate, pod: Pod, cache: pathlib.Path
+) -> Plan | Overflow | CompileError:
     try:
         return plan_step(candidate.config, pod, cache=cache)
-    except (ConfigError, CompileError):
-        return None
+    except CompileError as error:
+        return error
 
 
 def _room(pod: Pod) -> float:

@@ -116,7 +116,10 @@ def _accumulate(
     def add_part(sums: tuple, inputs: tuple) -> tuple[tuple, None]:
         part, index = inputs
         part_noise = noise if noise is None else _fold(noise, index)
-        return jax.tree.map(jnp.add, sums, gradient(model, part, part_noise)), None
+        # libtpu 0.0.50 fails to compile a loop whose all-reduces feed these additions
+        # (RET_CHECK in while_loop_all_reduce_code_motion.cc).
+        found = jax.lax.optimization_barrier(gradient(model, part, part_noise))
+        return jax.tree.map(jnp.add, sums, found), None
 
     parts = jax.tree.map(lambda x: _split(x, num_parts), batch)
     first = jax.tree.map(lambda x: x[0], parts)
