@@ -45,8 +45,8 @@ from ring_jax.plan.links import PlacedMesh
 from ring_jax.plan.step_time import StepTime, axis_seconds, estimate_step
 from ring_jax.plan.topology import find_pod
 
-TOPOLOGIES = {"v5p-64": "v5p:4x4x2", "v6e-64": "v6e:8x8"}
-"""Accelerator, as both sides name it -> our topology."""
+TOPOLOGIES = ("v5p-64", "v6e-64")
+"""Accelerators, as both sides name them: 2 x 4 x 4 and 8 x 8 chips."""
 SEQ_LEN, ROWS_PER_CHIP = 4096, 2
 CALIBRATION = ("v5p-64", 1.429)
 """Seconds of MaxText's step by an estimator of other authors (November 2026), in which
@@ -89,7 +89,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--topologies", nargs="+", choices=[*TOPOLOGIES], default=[*TOPOLOGIES]
+        "--topologies", nargs="+", choices=TOPOLOGIES, default=TOPOLOGIES
     )
     parser.add_argument(
         "--maxtext-python", type=pathlib.Path, help="of an environment with MaxText"
@@ -115,7 +115,7 @@ def main() -> None:
 
 def our_side(accelerator: str, *, fresh: bool) -> Side:
     """Compiles and times our step."""
-    pod = find_pod(TOPOLOGIES[accelerator])
+    pod = find_pod(accelerator)
     run = RunConfig(
         model=ModelConfig(),
         mesh=MeshConfig(data=1, fsdp=pod.num_devices),
