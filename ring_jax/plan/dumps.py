@@ -10,7 +10,6 @@ a cycle, on the slowest core. Scalar operands that nobody knows (offsets of slic
 0: they move addresses and change no path.
 """
 
-import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +50,7 @@ class Dumps:
             for path in sorted(folder.iterdir())
             if (match := _FILE.match(path.name))
         }
+        self._shapes: dict[str, tuple] = {}
         self._twins = self._index_twins()
         self._seconds: dict[tuple, float | None] = {}
 
@@ -119,9 +119,13 @@ class Dumps:
             called,
         )
 
-    @functools.cache  # noqa: B019 (likewise)
     def _shape_of(self, name: str) -> tuple:
         """Returns a computation without its names."""
+        if name not in self._shapes:
+            self._shapes[name] = self._work_out_shape(name)
+        return self._shapes[name]
+
+    def _work_out_shape(self, name: str) -> tuple:
         computation = self._module.computations[name]
         place = {i.name: n for n, i in enumerate(computation.instructions)}
         return tuple(
