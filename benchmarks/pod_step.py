@@ -52,8 +52,6 @@ CALIBRATION = ("v5p-64", 1.429)
 """Seconds of MaxText's step by an estimator of other authors (November 2026), in which
 all axes of a slice were rings."""
 CALIBRATION_SHARE = 0.1
-PEER_TERAFLOPS = 134.4
-"""Of a device's 8,192 tokens: what MaxText logs for this model."""
 GIB = 2**30
 STOPPED_BY_CHECK = 3
 
@@ -155,7 +153,7 @@ def peer_side(accelerator: str, python: pathlib.Path) -> Side:
             kernel_scalars=maxtext_kernels.kernel_scalars,
             categories=maxtext_kernels.CATEGORIES,
         )
-    flops = PEER_TERAFLOPS * 1e12 * mesh.num_devices
+    flops = found["model_flops_per_device"] * mesh.num_devices
     return Side(
         time,
         time.mfu(flops, num_devices=mesh.num_devices, tpu=tpu),
