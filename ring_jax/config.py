@@ -58,6 +58,9 @@ class MoeConfig:
     """Divides the chosen probabilities by their sum; top-1 is never renormalised."""
     implementation: Literal["auto", "tpu", "xla", "reference"] = "auto"
     """Which `pallas_kernels.grouped_matmul` runs; `auto` takes the best that can."""
+    transport: Literal["auto", "fsdp", "ring", "ragged_all_to_all"] = "auto"
+    """What moves where devices share the experts (`mesh.expert`): weights, tokens, or
+    routed rows; `auto` takes the least traffic, and logs it."""
     quantization: Literal["none", "int8", "float8_e4m3fn"] = "none"
     """Type in which the forward pass multiplies rows and experts' matrices, rounded to
     the nearest; gradients and weights stay as they are. int8 is for TPU v5e, v5p and
@@ -128,9 +131,18 @@ class ModelConfig:
 class MeshConfig:
     """Devices along each mesh axis; one axis may be -1, which takes what is left."""
 
+    slice: int = 1
+    """Slices of TPU chips, between which the data centre's network runs."""
     data: int = -1
+    """Copies of the weights within a slice."""
     fsdp: int = 1
+    """Devices that store a part of each weight, and gather it where it is used."""
+    context: int = 1
+    """Devices that share each row's tokens, for long rows."""
     expert: int = 1
+    """Devices that share the experts."""
+    tensor: int = 1
+    """Devices that share heads, hidden widths and the vocabulary."""
 
     def __post_init__(self):
         sizes = dataclasses.astuple(self)
@@ -263,8 +275,10 @@ class TrainConfig:
     """Gradient accumulation: the batch is split into this many parts."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Weights are float32 masters; matmuls run in this type."""
-    remat: Literal["none", "matmuls", "block"] = "block"
-    """What the backward pass finds saved: everything, matmul results, layer inputs."""
+    remat: Literal["none", "matmuls", "kernels", "block", "offload"] = "block"
+    """What the backward pass finds saved of a layer: everything; results of all
+    matmuls; attention's and the experts' gate and up; its input; its input in the
+    host's memory. It computes the rest again. The order is that of memory."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     log_every_steps: int = 10

@@ -3,9 +3,15 @@
 
 Letters are those of docs/notation.md. Mesh axes are explicit, so a layout is part of an
 array's type, and a program whose layouts are ambiguous does not compile.
+
+Rows of a batch are split over slice, data, fsdp and expert, and a row's tokens over
+context. Weights are stored in parts over fsdp, context and expert, and gathered where
+they are used; tensor splits heads, hidden widths and the vocabulary. Slice and data
+keep copies of everything.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,24 +19,52 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
-from ring_jax.config import ConfigError, MeshConfig
+from ring_jax import collectives
+from ring_jax.config import ConfigError, MeshConfig, ModelConfig
 
-MESH_AXES = ("data", "fsdp", "expert")
+MESH_AXES = ("slice", "data", "fsdp", "context", "expert", "tensor")
+"""The major axis first: neighbours along the last are neighbours in the pod."""
+BATCH_AXES = ("slice", "data", "fsdp", "expert")
+CONTEXT_AXIS = "context"
 EXPERT_AXIS = "expert"
+TENSOR_AXIS = "tensor"
+TOKEN_AXES = tuple(axis for axis in MESH_AXES if axis != TENSOR_AXIS)
+"""Devices along them have different tokens."""
 
-# A letter without a rule is replicated.
-WEIGHT_RULES = {"D": "fsdp", "E": EXPERT_AXIS}
-ACTIVATION_RULES = {"B": MESH_AXES, "M": MESH_AXES}
+# A letter without a rule is replicated; an axis that an earlier dimension of the array
+# has taken is left out.
+WEIGHT_RULES: dict[str, tuple[str, ...]] = {
+    "E": (EXPERT_AXIS,),
+    "N": (TENSOR_AXIS,),
+    "K": (TENSOR_AXIS,),
+    "F": (TENSOR_AXIS,),
+    "V": (TENSOR_AXIS,),
+    "D": ("fsdp", CONTEXT_AXIS, EXPERT_AXIS),
+}
+ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
+    "B": BATCH_AXES,
+    "T": (CONTEXT_AXIS,),
+    "M": TOKEN_AXES,
+    "N": (TENSOR_AXIS,),
+    "K": (TENSOR_AXIS,),
+    "F": (TENSOR_AXIS,),
+    "V": (TENSOR_AXIS,),
+}
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh of a run; an axis of -1 takes the devices that the others leave.
 
+    Devices of one slice stand together: only the axis `slice` leaves a slice.
+
     Raises:
-      ConfigError: when the sizes do not multiply to the number of devices.
+      ConfigError: when the sizes do not multiply to the number of devices, or the
+        devices are not those of `config.slice` slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = dataclasses.asdict(config)
@@ -41,15 +75,94 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"config.mesh: {product} does not fit {len(devices)} devices. Make them "
             "multiply to the device count, or set one of them to -1."
         )
-    shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
+    rest = len(devices) // fixed
+    shape = [rest if sizes[axis] == -1 else sizes[axis] for axis in MESH_AXES]
+    groups = [
+        mesh_utils.create_device_mesh(shape[1:], group, allow_split_physical_axes=True)
+        for group in _slices(devices, shape[0])
+    ]
     kinds = (AxisType.Explicit,) * len(MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
+    return Mesh(np.stack(groups), MESH_AXES, axis_types=kinds)
 
 
-def abstract_mesh(*sizes: int) -> AbstractMesh:
-    """Returns a mesh without devices, for shapes and layouts of any size of pod."""
+def _slices(devices: list[Any], num_slices: int) -> list[list[Any]]:
+    """Sorts devices by slice; those of one slice (or CPUs) are divided evenly."""
+    by_slice: dict[int, list[Any]] = {}
+    for device in devices:
+        by_slice.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
+    if len(by_slice) == 1:
+        size = len(devices) // num_slices
+        return [devices[i * size : (i + 1) * size] for i in range(num_slices)]
+    if len(by_slice) != num_slices:
+        raise ConfigError(
+            f"config.mesh: slice={num_slices}, but the devices are of {len(by_slice)} "
+            "slices. Set slice to that number."
+        )
+    return [by_slice[number] for number in sorted(by_slice)]
+
+
+def check_model(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Checks that the mesh divides the model.
+
+    Raises:
+      ConfigError: one line that names the axis, the dimension and both sizes.
+    """
+    moe = config.moe
+    sizes = {
+        "num_heads": ("N", config.num_heads),
+        "num_kv_heads": ("K", config.num_kv_heads),
+        "moe.expert_dim": ("F", moe.expert_dim),
+        "vocab_size": ("V", config.vocab_size),
+        "moe.num_experts": ("E", moe.num_experts),
+        "model_dim": ("D", config.model_dim),
+    }
+    if config.num_dense_layers:
+        sizes["mlp_dim"] = ("F", config.mlp_dim)
+    for name, (letter, size) in sizes.items():
+        axes = WEIGHT_RULES[letter]
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            product = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+            raise ConfigError(
+                f"config.mesh: {product} does not divide model.{name}={size}. Choose "
+                "sizes that do."
+            )
+
+
+def without_context(mesh: Mesh) -> Mesh:
+    """Returns the mesh on which rows are whole: its context axis is part of fsdp.
+
+    Weights lie on the same devices in both, so to move them copies nothing.
+    """
+    sizes = dict(mesh.shape)
+    sizes["fsdp"] *= sizes[CONTEXT_AXIS]
+    sizes[CONTEXT_AXIS] = 1
+    devices = mesh.devices.reshape(tuple(sizes.values()))
+    return Mesh(devices, MESH_AXES, axis_types=mesh.axis_types)
+
+
+def onto[Tree](tree: Tree, mesh: Mesh) -> Tree:
+    """Gives parameters the layouts of another mesh of the same devices."""
+
+    def move(x: jax.Array) -> jax.Array:
+        entries = [_named(entry) for entry in jax.typeof(x).sharding.spec]
+        kept = [
+            tuple(axis for axis in axes if mesh.shape[axis] > 1) or None
+            for axes in entries
+        ]
+        return jax.device_put(x, on_mesh(P(*kept), mesh))
+
+    return jax.tree.map(move, tree)
+
+
+def abstract_mesh(**sizes: int) -> AbstractMesh:
+    """Returns a mesh without devices, for shapes and layouts of any size of pod.
+
+    Axes that are not named have size 1.
+    """
     kinds = (AxisType.Explicit,) * len(MESH_AXES)
-    return AbstractMesh(sizes, MESH_AXES, axis_types=kinds)
+    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    return AbstractMesh(shape, MESH_AXES, axis_types=kinds)
 
 
 def num_batch_shards(mesh: Mesh) -> int:
@@ -69,13 +182,55 @@ def rows_of_process(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def weight(dims: str) -> P:
-    """Returns the layout of a parameter, for example `weight("DNH")`."""
-    return P(*(WEIGHT_RULES.get(dim) for dim in dims))
+    """Returns the layout of a parameter, for example `weight("DNH")`.
+
+    A vector, or the router, is whole on every device: not worth a gather.
+    """
+    if dims in ("D", "DE"):
+        return P(*(None,) * len(dims))
+    return _layout(dims, WEIGHT_RULES)
 
 
 def activation(dims: str) -> P:
     """Returns the layout of an activation, for example `activation("BTD")`."""
-    return P(*(ACTIVATION_RULES.get(dim) for dim in dims))
+    return _layout(dims, ACTIVATION_RULES)
+
+
+def _layout(dims: str, rules: dict[str, tuple[str, ...]]) -> P:
+    taken = {axis for dim in dims if dim != "D" for axis in rules.get(dim, ())}
+    entries = []
+    for dim in dims:
+        axes = rules.get(dim, ())
+        free = tuple(axis for axis in axes if dim != "D" or axis not in taken)
+        entries.append(_that_split(free))
+    return P(*entries)
+
+
+def _that_split(axes: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Returns the axes of more than one device of the mesh in force, if any.
+
+    So a dimension that nothing splits can be cut and joined freely, and where nothing
+    varies, no sum is derived: XLA would copy an array to sum it over one device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return axes or None
+    return tuple(axis for axis in axes if mesh.shape[axis] > 1) or None
+
+
+def _named(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the axes of an entry of a `PartitionSpec`."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def if_split(axis: str) -> str | None:
+    """Returns the axis if the mesh in force has several devices along it."""
+    return axis if _that_split((axis,)) else None
+
+
+def whole_rows() -> P:
+    """Returns the layout in which a batch [B, T] comes: context has copies of it."""
+    return P(_that_split(BATCH_AXES), None)
 
 
 def on_mesh(spec: P, mesh: Mesh) -> NamedSharding:
@@ -105,66 +260,116 @@ def reshape(x: jax.Array, dims: str, shape: tuple[int, ...]) -> jax.Array:
 
 
 def flatten_tokens(x_BT: jax.Array) -> jax.Array:
-    """Merges dimensions B and T of an activation into M; any dimensions may follow."""
+    """Merges dimensions B and T of an activation into M; any dimensions may follow.
+
+    Each device merges its own block: the order of M is that of the devices.
+    """
+    rest = (None,) * (x_BT.ndim - 2)
+    run = per_device(
+        _merge_tokens,
+        in_specs=(P(*activation("BT"), *rest),),
+        out_specs=P(*activation("M"), *rest),
+    )
+    return run(x_BT)
+
+
+def _merge_tokens(x_BT: jax.Array) -> jax.Array:
     B, T, *rest = x_BT.shape
-    layout = P(ACTIVATION_RULES["M"], *(None,) * len(rest))
-    return x_BT.reshape(B * T, *rest, out_sharding=layout)
+    return x_BT.reshape(B * T, *rest)
 
 
 def unflatten_tokens(x_M: jax.Array, like_BT: jax.Array) -> jax.Array:
     """Splits the dimension M again into the B and T of another activation."""
-    B, T = like_BT.shape[:2]
-    layout = P(ACTIVATION_RULES["B"], *(None,) * x_M.ndim)
-    return x_M.reshape(B, T, *x_M.shape[1:], out_sharding=layout)
+    T = like_BT.shape[1] // jax.sharding.get_abstract_mesh().shape[CONTEXT_AXIS]
+    rest = (None,) * (x_M.ndim - 1)
+    run = per_device(
+        functools.partial(_split_tokens, num_tokens=T),
+        in_specs=(P(*activation("M"), *rest),),
+        out_specs=P(*activation("BT"), *rest),
+    )
+    return run(x_M)
+
+
+def _split_tokens(x_M: jax.Array, *, num_tokens: int) -> jax.Array:
+    return x_M.reshape(-1, num_tokens, *x_M.shape[1:])
 
 
 def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """Contracts an activation with a parameter in the activation's dtype.
 
-    The equation's letters give the result's layout. The weight is gathered first (fully
-    sharded data parallelism: weights move, activations stay), after the cast, so that
-    the wire carries the compute dtype.
+    The equation's letters give all layouts. Each device gathers the weight (fully
+    sharded data parallelism: weights move, activations stay) in the compute dtype, and
+    sums over `tensor` where that axis splits what is contracted. The weight's gradient
+    goes the way back: each device's own, summed where it is stored.
     """
-    _, dims = equation.split("->")
-    gathered = replicated(w.astype(x.dtype))
-    return jnp.einsum(equation, x, gathered, out_sharding=activation(dims))
-
-
-def per_device[**Args, T](
-    function: Callable[Args, T], *, in_specs: tuple, out_specs: object
-) -> Callable[Args, T]:
-    """Runs `function` on each device's own block of its arguments.
-
-    One device has nothing to sum or to gather, and XLA would still copy every weight
-    and gradient for it: then nothing varies, and no sum is derived.
-    """
-    return jax.shard_map(
-        function, in_specs=in_specs, out_specs=out_specs, check_vma=not _is_alone()
+    operands, dims = equation.split("->")
+    x_dims, w_dims = operands.split(",")
+    run = per_device(
+        functools.partial(_einsum_block, equation),
+        in_specs=(activation(x_dims), weight(w_dims)),
+        out_specs=activation(dims),
     )
+    return run(x, w)
 
 
-def gather_block(w: jax.Array, dims: str, *, keep: str = "") -> jax.Array:
-    """Inside `per_device`: gathers a weight's sharded dimensions but those in `keep`.
+def _einsum_block(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    operands, dims = equation.split("->")
+    x_dims, w_dims = operands.split(",")
+    split = [dim for dim in w_dims if TENSOR_AXIS in WEIGHT_RULES.get(dim, ())]
+    if any(dim in dims for dim in split):
+        x = vary(x, TENSOR_AXIS)
+    y = jnp.einsum(equation, x, gather_block(w, w_dims, dtype=x.dtype))
+    if any(dim not in dims for dim in split):
+        y = sum_over(y, TENSOR_AXIS)
+    return y
 
-    The result is marked as varying over every mesh axis, so that its gradient, which
-    does vary, is summed over the devices when it leaves.
+
+def per_device[T](
+    function: Callable[..., T], *, in_specs: tuple, out_specs: object
+) -> Callable[..., T]:
+    """Runs `function` on each device's own blocks of its arguments, laid out so."""
+    run = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)
+
+    def lay_out_and_run(*args: jax.Array) -> T:
+        return run(*map(jax.reshard, args, in_specs))
+
+    return lay_out_and_run
+
+
+def gather_block(
+    w: jax.Array, dims: str, *, dtype: DTypeLike | None = None, keep: str = ""
+) -> jax.Array:
+    """Inside `per_device`: a weight in the compute dtype, whole but for `tensor`.
+
+    Dimensions in `keep` stay split over expert, too. The result is marked as varying
+    over all axes of tokens, so that its gradient, which does vary, is summed over those
+    devices when it leaves.
+
+    Args:
+      w: this device's block, laid out as `weight(dims)`.
+      dims: its letters.
+      dtype: to cast to before the wire; None keeps its own.
+      keep: letters not to gather.
     """
-    for position, dim in enumerate(dims):
-        axis = WEIGHT_RULES.get(dim)
-        if axis is None or dim in keep or jax.lax.axis_size(axis) == 1:
-            continue
-        w = jax.lax.all_gather(w, axis, axis=position, tiled=True)
-    return vary(w)
+    w = vary(w, *TOKEN_AXES).astype(dtype or w.dtype)
+    for position, (dim, entry) in enumerate(zip(dims, weight(dims), strict=True)):
+        gathered = tuple(axis for axis in _named(entry) if axis != TENSOR_AXIS)
+        if gathered and dim not in keep:
+            w = collectives.all_gather(w, gathered, dim=position)
+    return w
 
 
-def vary(x: jax.Array) -> jax.Array:
-    """Inside `per_device`: marks a value as different on every device."""
+def vary(x: jax.Array, *axes: str) -> jax.Array:
+    """Inside `per_device`: marks a value as different along mesh axes.
+
+    The transpose sums the gradient over them.
+    """
     varying = jax.typeof(x).manual_axis_type.varying
-    missing = tuple(axis for axis in MESH_AXES if axis not in varying)
-    if _is_alone() or not missing:
-        return x
-    return jax.lax.pcast(x, missing, to="varying")
+    missing = tuple(axis for axis in _that_split(axes) or () if axis not in varying)
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
-def _is_alone() -> bool:
-    return jax.sharding.get_abstract_mesh().size == 1
+def sum_over(x: jax.Array, *axes: str) -> jax.Array:
+    """Inside `per_device`: sums over mesh axes; every device gets the sum."""
+    split = _that_split(axes)
+    return jax.lax.psum(x, split) if split else x

@@ -10,18 +10,20 @@ from collections.abc import Callable
 # that tests start, too; benchmarks and the run itself are compiled in full.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nothing is left in the user's cache, and no test lives on what another compiled.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 import jax
 import pytest
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from pallas_kernels.schedule import CHIPS  # noqa: E402  (devices are set first)
 from ring_jax.config import MeshConfig  # noqa: E402  (devices are set first)
-from ring_jax.sharding import MESH_AXES, make_mesh  # noqa: E402  (devices are set first)
+from ring_jax.sharding import make_mesh  # noqa: E402  (devices are set first)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,13 +58,12 @@ def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 def absent_mesh() -> Callable[..., Mesh]:
     """Makes meshes of TPUs that are not there, for their compiler; needs libtpu."""
 
-    def make(chip: str, *sizes: int) -> Mesh:
+    def make(chip: str, **sizes: int) -> Mesh:
         topology = topologies.get_topology_desc(
             platform="tpu", topology_name=CHIPS[chip].topology
         )
-        devices = topology.devices[: math.prod(sizes)]
-        kinds = (AxisType.Explicit,) * len(MESH_AXES)
-        return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices)
+        devices = topology.devices[: math.prod(sizes.values())]
+        return make_mesh(MeshConfig(**({"data": 1} | sizes)), devices)
 
     return make
 

@@ -9,7 +9,8 @@ over the positions s <= t of t's document, which is a run of equal segment ids. 
 reaches nothing. Letters: B rows, T positions, N query heads, K key/value heads,
 G = N / K, H the width of a head.
 
-Inside `jax.shard_map` each device attends within its own rows.
+Inside `jax.shard_map` each device attends within its own rows; where rows are too long
+for one, `context_attention` splits them over a mesh axis.
 """
 
 from types import ModuleType
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import reference, tpu, xla
+from pallas_kernels.attention.context import Context, unzigzag, zigzag
 from pallas_kernels.choice import log_choice
 from pallas_kernels.varying import vary_alike
 
@@ -34,9 +36,12 @@ IMPLEMENTATIONS: dict[str, ModuleType] = {
 __all__ = [
     "IMPLEMENTATIONS",
     "Implementation",
+    "context_attention",
     "default_implementation",
     "packed_attention",
     "unsupported",
+    "unzigzag",
+    "zigzag",
 ]
 
 
@@ -66,20 +71,71 @@ def packed_attention(
       ValueError: shapes or dtypes that do not fit, or an unknown implementation.
       NotImplementedError: the named implementation cannot run these inputs.
     """
-    _check(query_BTNH, key_BTKH, value_BTKH, segments_BT)
-    module = _module(implementation, query_BTNH, key_BTKH)
+    arrays = query_BTNH, key_BTKH, value_BTKH, segments_BT
+    return _attend(arrays, Context(), implementation)
+
+
+def context_attention(
+    query_BTNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    axis_name: str,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Does what `packed_attention` does, for rows that are split over a mesh axis.
+
+    For the body of `jax.shard_map`. With C devices along the axis, a device has the
+    part of T = S / C tokens that `zigzag` gave it of each row of S. Keys and values are
+    gathered in both passes, and their gradients scattered: memory is linear in S.
+
+    Args:
+      query_BTNH: float[B, T, N, H], T even.
+      key_BTKH: [B, T, K, H], as for `packed_attention`.
+      value_BTKH: like key.
+      segments_BT: int[B, T]; documents may reach over any number of parts.
+      axis_name: mesh axis over which rows are split; of size 1, this is
+        `packed_attention`.
+      implementation: a key of `IMPLEMENTATIONS`; None takes `default_implementation`.
+
+    Returns:
+      [B, T, N, H], the part of the device.
+
+    Raises:
+      ValueError: as `packed_attention`, or T does not make two chunks.
+      NotImplementedError: the named implementation cannot run these inputs.
+    """
+    context = Context(axis_name, jax.lax.axis_size(axis_name))
+    if context.num_shards > 1 and query_BTNH.shape[1] % 2:
+        raise ValueError(
+            f"context_attention: {query_BTNH.shape[1]} positions a device are not the "
+            "two chunks of a zigzag part; pad rows to a multiple of twice the devices "
+            "that share them."
+        )
+    arrays = query_BTNH, key_BTKH, value_BTKH, segments_BT
+    return _attend(arrays, context, implementation)
+
+
+def _attend(
+    arrays: tuple[jax.Array, ...], context: Context, implementation: str | None
+) -> jax.Array:
+    _check(*arrays)
+    query_BTNH, key_BTKH = arrays[:2]
+    key_BSKH = jax.eval_shape(context.row, key_BTKH)
+    module = _module(implementation, query_BTNH, key_BSKH)
     if query_BTNH.size == 0:
         return query_BTNH
-    query_BTNH, key_BTKH, value_BTKH, segments_BT = vary_alike(
-        query_BTNH, key_BTKH, value_BTKH, segments_BT
-    )
+    query_BTNH, key_BTKH, value_BTKH, segments_BT = vary_alike(*arrays)
     # Weights of unseen keys are 0, but 0 * NaN is NaN; the mask of the output has a
     # transpose that does the same for what comes back.
     is_token_BT11 = (segments_BT != 0)[:, :, None, None]
     query_BTNH, key_BTKH, value_BTKH = (
         jnp.where(is_token_BT11, x, 0) for x in (query_BTNH, key_BTKH, value_BTKH)
     )
-    out_BTNH = module.packed_attention(query_BTNH, key_BTKH, value_BTKH, segments_BT)
+    out_BTNH = module.packed_attention(
+        query_BTNH, key_BTKH, value_BTKH, segments_BT, context
+    )
     return jnp.where(is_token_BT11, out_BTNH, 0)
 
 

@@ -28,11 +28,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import hardware
-from pallas_kernels.attention.flash import attend_in_blocks, with_gradients
+from pallas_kernels.attention.context import Context
+from pallas_kernels.attention.flash import (
+    Spans,
+    attend_in_blocks,
+    block_of,
+    with_gradients,
+)
 
 BLOCK = 512
 LANES = 128
@@ -40,6 +47,8 @@ MASKED = -1e30
 """Score of an unseen key; finite, as a query's first block may hold only such keys."""
 # Share of a core's VMEM that the kernels may use, the compiler's own needs included.
 VMEM_LIMIT = 0.95
+NOTHING, SOME, ALL = range(3)
+"""How many of its pairs of a query and a key a visit has that see each other."""
 MAX_VISITS = 2**16
 """Listed visits, of 12 bytes, that fit the scalar memory of a core (1 MiB)."""
 
@@ -50,10 +59,16 @@ def unsupported(query_BTNH: jax.Array, key_BTKH: jax.Array) -> str | None:
         return reason
     if query_BTNH.dtype not in (jnp.float32, jnp.bfloat16):
         return f"it accumulates in float32, and an operand is {query_BTNH.dtype}"
-    B, T = query_BTNH.shape[:2]
-    if (num_visits := _max_visits(B, -(-T // BLOCK))) > MAX_VISITS:
+    (B, T), S = query_BTNH.shape[:2], key_BTKH.shape[1]
+    if S > T and T // 2 % LANES:
         return (
-            f"{B} rows of {T} positions take up to {num_visits:,} pairs of blocks, and "
+            f"a device's two chunks of a row have {T // 2} positions each, and blocks "
+            f"are multiples of {LANES}; make rows a multiple of {2 * LANES * S // T}"
+        )
+    block = block_of(T, S, largest=BLOCK, unit=LANES)
+    if (num_visits := _max_visits(B, -(-T // block), -(-S // block))) > MAX_VISITS:
+        return (
+            f"{B} rows of {S} positions take up to {num_visits:,} pairs of blocks, and "
             f"scalar memory lists {MAX_VISITS:,}; give a device fewer or shorter rows"
         )
     return None
@@ -64,11 +79,19 @@ def packed_attention(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     segments_BT: jax.Array,
+    context: Context,
 ) -> jax.Array:
     """Returns softmax(q k / sqrt(H)) v over the document up to each query."""
-    block = min(BLOCK, _round_up(query_BTNH.shape[1], LANES))
+    T = query_BTNH.shape[1]
+    block = block_of(T, T * context.num_shards, largest=BLOCK, unit=LANES)
     return attend_in_blocks(
-        _attend, query_BTNH, key_BTKH, value_BTKH, segments_BT, block=block
+        _attend,
+        query_BTNH,
+        key_BTKH,
+        value_BTKH,
+        segments_BT,
+        context=context,
+        block=block,
     )
 
 
@@ -85,83 +108,118 @@ class Visits:
     owner_J: jax.Array
     """Block of the owner, counted through the whole batch."""
     other_J: jax.Array
-    """Block, of the same row, of the keys or queries that the owner meets."""
-    is_masked_J: jax.Array
-    """1: some pair of the two blocks does not see each other."""
+    """Block, of the same row, of the keys or queries that the owner meets. Blocks are
+    counted as they lie in memory; `query_place_J` and `key_place_J` say where in the
+    row that is."""
+    sight_J: jax.Array
+    """`NOTHING`, `SOME` or `ALL`."""
+    # Not of visits:
+    query_place_J: jax.Array
+    """Which block of the row a block of its queries is."""
+    key_place_J: jax.Array
+    """Which block of the row a block of its keys is."""
 
 
-def plan_visits(
-    start_BT: jax.Array, *, block: int, owned_by: str
-) -> tuple[Visits, jax.Array]:
+def plan_visits(spans: Spans, *, owned_by: str) -> tuple[Visits, jax.Array]:
     """Lists the pairs of blocks that see each other.
 
-    Starts never fall along a row, so that the blocks an owner meets are neighbours, and
-    each of them has a pair that sees each other: queries meet the keys from their first
-    one's start to their own block, keys the queries from their own block to the last
-    one whose first start is not behind them.
+    Starts never fall along a row, so that the blocks an owner meets are neighbours in
+    the row, and each of them has a pair that sees each other: queries meet the keys
+    from their first one's start to their own block, keys the queries from the first
+    that is not before them to the last whose first start is not behind them. Keys that
+    no query at hand sees are visited once, for somebody must write that their gradient
+    is 0.
 
     Args:
-      start_BT: i32[B, T], T a multiple of `block`.
-      block: positions of a block.
+      spans: whose blocks begin at multiples of their length, those of queries on the
+        average in the middle of the row.
       owned_by: "query" or "key".
 
     Returns:
       The visits, and how many there are.
     """
-    B, T = start_BT.shape
-    num = T // block
-    block_BJ = jax.lax.broadcasted_iota(jnp.int32, (B, num), 1)
-    first_BJ = start_BT[:, ::block] // block
-    if owned_by == "query":
-        low_BJ, high_BJ = first_BJ, block_BJ + 1
-    else:
-        low_BJ = block_BJ
-        is_met_BJJ = first_BJ[:, None, :] <= block_BJ[:, :, None]
-        high_BJ = jnp.sum(is_met_BJJ, axis=2, dtype=jnp.int32)
-    low_J, count_J = low_BJ.reshape(-1), (high_BJ - low_BJ).reshape(-1)
+    start_BT, block = spans.start_BT, spans.block
+    place = {"query": jnp.asarray(spans.query_J) // block, "key": spans.key_J // block}
+    num = {side: len(places) for side, places in place.items()}
+    num_own = num[owned_by]
+    low_BJ, high_BJ = _met_blocks(start_BT[:, ::block] // block, place, owned_by)
+    low_J, met_J = low_BJ.reshape(-1), (high_BJ - low_BJ).reshape(-1)
+    count_J = jnp.maximum(met_J, 1)
     end_J = jnp.cumsum(count_J)
-    visit_J = jnp.arange(_max_visits(B, num) + 1)
+    visit_J = jnp.arange(_max_visits(len(start_BT), num["query"], num["key"]) + 1)
     owner_J = jnp.searchsorted(end_J, visit_J, side="right", method="compare_all")
-    place = jnp.minimum(owner_J, B * num - 1)
-    other_J = low_J[place] + visit_J - (end_J - count_J)[place]
-    queries, keys = place % num, other_J
-    if owned_by == "key":
-        queries, keys = other_J, place % num
+    i_J = jnp.minimum(owner_J, end_J.size - 1)
+    row_J, own_J = i_J // num_own, i_J % num_own
+    other_J = low_J[i_J] + visit_J - (end_J - count_J)[i_J]
+    if owned_by == "query":
+        other_J = jnp.asarray(np.argsort(place["key"]))[other_J]
+        queries_J, keys_J = own_J, other_J
+    else:
+        # Keys that nobody sees may lie behind the last queries.
+        other_J = jnp.minimum(other_J, num["query"] - 1)
+        queries_J, keys_J = other_J, own_J
+    key_place_J = jnp.asarray(place["key"])
     # The last query of a block starts last.
-    last_BJ = start_BT[:, block - 1 :: block]
-    last_J = last_BJ[place // num, jnp.minimum(queries, num - 1)]
-    is_masked_J = (queries == keys) | (last_J > keys * block)
-    visits = Visits(owner_J, other_J, is_masked_J)
+    last_J = start_BT[:, block - 1 :: block][row_J, queries_J]
+    is_masked_J = place["query"][queries_J] == key_place_J[keys_J]
+    is_masked_J |= last_J > key_place_J[keys_J] * block
+    sight_J = jnp.where(met_J[i_J] == 0, NOTHING, jnp.where(is_masked_J, SOME, ALL))
+    visits = Visits(owner_J, other_J, sight_J, place["query"], key_place_J)
     return jax.tree.map(lambda x: x.astype(jnp.int32), visits), end_J[-1]
 
 
-def _max_visits(num_rows: int, num_blocks: int) -> int:
-    return num_rows * num_blocks * (num_blocks + 1) // 2
+def _met_blocks(
+    first_BJ: jax.Array, place: dict, owned_by: str
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the first block that each owner of a row meets, and that after the last.
+
+    `first_BJ` is where the keys of a block of queries begin. Blocks of keys are counted
+    in the row, those of queries as they are at hand.
+    """
+    query_J, key_J = place["query"], place["key"]
+    if owned_by == "query":
+        return first_BJ, jnp.broadcast_to(query_J[None] + 1, first_BJ.shape)
+    is_before_JJ = query_J[None] < key_J[:, None]
+    is_met_BJJ = first_BJ[:, None] <= key_J[None, :, None]
+    low_J = jnp.sum(is_before_JJ, axis=1, dtype=jnp.int32)
+    high_BJ = jnp.sum(is_met_BJJ, axis=2, dtype=jnp.int32)
+    return jnp.broadcast_to(low_J[None], high_BJ.shape), high_BJ
 
 
-def _forward(query_BKGTH, key_BKSH, value_BKSH, start_BT):
+def _max_visits(num_rows: int, num_queries: int, num_keys: int) -> int:
+    """Returns how many visits rows may take, of so many blocks of queries and keys.
+
+    On the average a block of queries is in the middle of the row. Keys are visited that
+    nobody sees.
+    """
+    causal = num_queries * (num_keys + 1) // 2
+    return num_rows * (causal + num_keys - num_queries)
+
+
+def _forward(query_BKGTH, key_JBKSH, value_JBKSH, spans):
     """Returns the output and the log of the softmax's denominators, f32[B, K, G, T]."""
     B, K, G, T, H = query_BKGTH.shape
-    row = pltpu.VMEM((G, _block(T)), jnp.float32)
+    row = pltpu.VMEM((G, spans.block), jnp.float32)
     out_BKGTH, log_total_BKGT = _call(
         _Forward,
+        spans,
         {
-            "start_1T": start_BT[:, None],
+            "start_1T": spans.start_BT[:, None],
             "query_GTH": query_BKGTH,
-            "key_SH": key_BKSH,
-            "value_SH": value_BKSH,
+            "key_SH": key_JBKSH,
+            "value_SH": value_JBKSH,
         },
         outputs={
             "out_GTH": _like(query_BKGTH.shape, query_BKGTH.dtype, query_BKGTH),
             "log_total_GT": _like((B, K, G, T), jnp.float32, query_BKGTH),
         },
-        scratch=[row, row, pltpu.VMEM((G, H, _block(T)), jnp.float32)],
+        scratch=[row, row, pltpu.VMEM((G, H, spans.block), jnp.float32)],
     )
     return out_BKGTH, log_total_BKGT
 
 
 def _backward(
-    query_BKGTH, key_BKSH, value_BKSH, start_BT, out_BKGTH, log_total_BKGT, grad_BKGTH
+    query_BKGTH, key_JBKSH, value_JBKSH, spans, out_BKGTH, log_total_BKGT, grad_BKGTH
 ):
     """Returns the gradients of query, key and value.
 
@@ -173,29 +231,31 @@ def _backward(
         out_BKGTH.astype(jnp.float32) * grad_BKGTH.astype(jnp.float32), axis=4
     )
     inputs = {
-        "start_1T": start_BT[:, None],
+        "start_1T": spans.start_BT[:, None],
         "query_GTH": query_BKGTH,
-        "key_SH": key_BKSH,
-        "value_SH": value_BKSH,
+        "key_SH": key_JBKSH,
+        "value_SH": value_JBKSH,
         "grad_GTH": grad_BKGTH,
         "log_total_GT": log_total_BKGT,
         "shift_GT": shift_BKGT,
     }
     grad_query = _like(query_BKGTH.shape, query_BKGTH.dtype, query_BKGTH)
-    grad_key = _like(key_BKSH.shape, key_BKSH.dtype, query_BKGTH)
+    grad_key = _like(key_JBKSH.shape, key_JBKSH.dtype, query_BKGTH)
     (grad_query_BKGTH,) = _call(
         _QueryGradient,
+        spans,
         inputs,
         outputs={"grad_query_GTH": grad_query},
-        scratch=[pltpu.VMEM((G, H, _block(T)), jnp.float32)],
+        scratch=[pltpu.VMEM((G, H, spans.block), jnp.float32)],
     )
-    grad_key_BKSH, grad_value_BKSH = _call(
+    grad_key_JBKSH, grad_value_JBKSH = _call(
         _KeyValueGradient,
+        spans,
         inputs,
         outputs={"grad_key_SH": grad_key, "grad_value_SH": grad_key},
-        scratch=[pltpu.VMEM((_block(T), H), jnp.float32)] * 2,
+        scratch=[pltpu.VMEM((spans.block, H), jnp.float32)] * 2,
     )
-    return grad_query_BKGTH, grad_key_BKSH, grad_value_BKSH
+    return grad_query_BKGTH, grad_key_JBKSH, grad_value_JBKSH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +265,7 @@ class _Pair:
     visits: Visits
     owned_by: str
     num_blocks: int
-    """In a row."""
+    """Of the owner's side, in a row."""
     start_1T: jax.Ref
     query_GTH: jax.Ref
     key_SH: jax.Ref
@@ -230,8 +290,10 @@ class _Pair:
         queries, keys = (own, other) if self.owned_by == "query" else (other, own)
         block = self.key_SH.shape[0]
         shape = (block, block)
-        key_ST = keys * block + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-        query_ST = queries * block + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+        first_key = self.visits.key_place_J[keys] * block
+        first_query = self.visits.query_place_J[queries] * block
+        key_ST = first_key + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+        query_ST = first_query + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
         return (key_ST <= query_ST) & (key_ST >= self.start_1T[...])
 
     def scores(self, g: int, visible_ST: jax.Array | None) -> jax.Array:
@@ -358,6 +420,7 @@ type _Kernel = type[_Forward] | type[_QueryGradient] | type[_KeyValueGradient]
 
 def _call(
     kernel: _Kernel,
+    spans: Spans,
     inputs: dict[str, jax.Array],
     *,
     outputs: dict[str, jax.ShapeDtypeStruct],
@@ -366,21 +429,20 @@ def _call(
     """Runs a kernel for each key/value head over all visits.
 
     The letters of an input's and an output's name are those of its block; the arrays
-    have B and K in front, the starts B only.
+    have B and K in front, the starts B only, keys and values the parts of a row.
     """
     tpu = hardware.target_tpu()
     assert tpu is not None, "`unsupported` lets nothing else through"
     query_BKGTH = inputs["query_GTH"]
     B, K, G, T, H = query_BKGTH.shape
-    block = _block(T)
-    specs = _block_specs(query_BKGTH.shape, kernel.OWNED_BY)
-    visits, num_visits = plan_visits(
-        inputs["start_1T"][:, 0], block=block, owned_by=kernel.OWNED_BY
-    )
+    J, _, _, S, _ = inputs["key_SH"].shape
+    num_owners = len({"query": spans.query_J, "key": spans.key_J}[kernel.OWNED_BY])
+    specs = _block_specs((G, spans.block, S, H), num_owners, kernel.OWNED_BY)
+    visits, num_visits = plan_visits(spans, owned_by=kernel.OWNED_BY)
     fields = jax.tree.leaves(visits)
     arrays = [*inputs.values(), *outputs.values()]
     return pl.pallas_call(
-        functools.partial(_run, kernel, list(inputs), T // block),
+        functools.partial(_run, kernel, list(inputs), num_owners),
         out_shape=tuple(outputs.values()),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(fields),
@@ -395,9 +457,9 @@ def _call(
         ),
         # Of rows that are one document each: how long they are is not known here.
         cost_estimate=pl.CostEstimate(
-            flops=kernel.NUM_PRODUCTS * B * K * G * T * T * H,
+            flops=kernel.NUM_PRODUCTS * B * K * G * T * J * S * H,
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in arrays),
-            transcendentals=B * K * G * T * T // 2,
+            transcendentals=B * K * G * T * J * S // 2,
         ),
         name="packed_attention" + kernel.__name__.lower(),
     )(*fields, *inputs.values())
@@ -413,22 +475,27 @@ def _run(kernel: _Kernel, names: list[str], num_blocks: int, *refs: Any) -> None
     step = kernel(pair, *refs[num_read:])
     j = pl.program_id(1)
     owner = visits.owner_J[j]
-    is_masked = visits.is_masked_J[j] == 1
+    sight = visits.sight_J[j]
     is_first = (j == 0) | (visits.owner_J[jnp.maximum(j - 1, 0)] != owner)
     pl.when(is_first)(step.begin)
-    pl.when(is_masked)(functools.partial(step.add, is_masked=True))
-    pl.when(~is_masked)(functools.partial(step.add, is_masked=False))
+    pl.when(sight == SOME)(functools.partial(step.add, is_masked=True))
+    pl.when(sight == ALL)(functools.partial(step.add, is_masked=False))
     pl.when(visits.owner_J[j + 1] != owner)(step.finish)
 
 
-def _block_specs(shape: tuple[int, ...], owned_by: str) -> dict[str, pl.BlockSpec]:
-    """Returns the blocks of a visit, by their letters."""
-    G, T, H = shape[2:]
-    block = _block(T)
+def _block_specs(
+    sizes: tuple[int, int, int, int], num_owners: int, owned_by: str
+) -> dict[str, pl.BlockSpec]:
+    """Returns the blocks of a visit, by their letters.
+
+    `sizes` are G, the positions of a block, those of a part of the keys, and H.
+    """
+    G, block, S, H = sizes
+    in_part = S // block
 
     def spec(side: str, shape: tuple, index: Callable) -> pl.BlockSpec:
-        def index_map(k, j, owner_J, other_J, _):
-            row, own = (f(owner_J[j], T // block) for f in (jax.lax.div, jax.lax.rem))
+        def index_map(k, j, owner_J, other_J, *_):
+            row, own = (f(owner_J[j], num_owners) for f in (jax.lax.div, jax.lax.rem))
             return index(row, k, own if side == owned_by else other_J[j])
 
         return pl.BlockSpec(shape, index_map)
@@ -438,7 +505,11 @@ def _block_specs(shape: tuple[int, ...], owned_by: str) -> dict[str, pl.BlockSpe
         "1T": spec("query", (None, 1, block), lambda b, k, i: (b, 0, i)),
         "GT": spec("query", (*head, G, block), lambda b, k, i: (b, k, 0, i)),
         "GTH": spec("query", (*head, G, block, H), lambda b, k, i: (b, k, 0, i, 0)),
-        "SH": spec("key", (*head, block, H), lambda b, k, i: (b, k, i, 0)),
+        "SH": spec(
+            "key",
+            (None, *head, block, H),
+            lambda b, k, i: (i // in_part, b, k, i % in_part, 0),
+        ),
     }
 
 
@@ -458,14 +529,6 @@ def _dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jax.lax.dot_general(
         a, b, (contracted, ((), ())), preferred_element_type=jnp.float32
     )
-
-
-def _block(num_positions: int) -> int:
-    return min(BLOCK, num_positions)
-
-
-def _round_up(x: int, multiple: int) -> int:
-    return -(-x // multiple) * multiple
 
 
 def _like(shape, dtype, x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -17,8 +17,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from pallas_kernels.attention.flash import attend_in_blocks, with_gradients
+from pallas_kernels.attention.context import Context
+from pallas_kernels.attention.flash import (
+    Spans,
+    attend_in_blocks,
+    block_of,
+    with_gradients,
+)
 
 BLOCK = 128
 MAX_UNROLLED = 4
@@ -39,24 +46,28 @@ def packed_attention(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     segments_BT: jax.Array,
+    context: Context,
 ) -> jax.Array:
     """Returns softmax(q k / sqrt(H)) v over the document up to each query."""
-    block = _block(query_BTNH.shape[1])
+    T = query_BTNH.shape[1]
+    block = block_of(T, T * context.num_shards, largest=BLOCK)
     return attend_in_blocks(
-        _attend, query_BTNH, key_BTKH, value_BTKH, segments_BT, block=block
+        _attend,
+        query_BTNH,
+        key_BTKH,
+        value_BTKH,
+        segments_BT,
+        context=context,
+        block=block,
     )
-
-
-def _block(num_positions: int) -> int:
-    return min(num_positions, BLOCK)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Queries:
     """A block of queries and, for gradients, what belongs to them."""
 
-    first: int | jax.Array
-    """Position of the first one."""
+    first: np.int32 | jax.Array
+    """Position in the row of the first one."""
     start_BT: jax.Array
     query_BKGTH: jax.Array
     grad_BKGTH: jax.Array | None = None
@@ -75,31 +86,35 @@ class _Queries:
         return jnp.where(visible_BTS[:, None, None], scores_BKGTS, MASKED)
 
 
-def _forward(query_BKGTH, key_BKSH, value_BKSH, start_BT):
+def _forward(query_BKGTH, key_JBKSH, value_JBKSH, spans):
     """Returns the output and the log of its denominators, f32[B, K, G, T, 1]."""
-    block = _block(start_BT.shape[1])
+    key_BKSH, value_BKSH = map(_join, (key_JBKSH, value_JBKSH))
     results = (
         _zeros(query_BKGTH, query_BKGTH.dtype),
         _zeros(query_BKGTH[..., :1], jnp.float32),
     )
 
-    def attend(first, results):
-        query = _slice(query_BKGTH, first, block)
-        queries = _Queries(first, _slice(start_BT, first, block, axis=1), query)
+    def attend(here, first, results):
+        query = _slice(query_BKGTH, here, spans.block)
+        start_BT = _slice(spans.start_BT, here, spans.block, axis=1)
+        queries = _Queries(first, start_BT, query)
         add = functools.partial(_add_keys, queries, key_BKSH, value_BKSH)
         row = _zeros(query[..., :1], jnp.float32)
         sums = (row + MASKED, row, _zeros(query, jnp.float32))
-        parts = _normalise(*_over_keys(add, queries, sums))
-        return tuple(map(functools.partial(_put, first), results, parts))
+        parts = _normalise(*_over_keys(add, queries, spans, sums))
+        return tuple(map(functools.partial(_put, here), results, parts))
 
-    return _over_queries(attend, start_BT, results)
+    return _over_queries(attend, spans, results)
 
 
-def _add_keys(queries, key_BKSH, value_BKSH, first, num, sums):
-    """Adds `num` keys from `first` on to the queries' maxima, totals and outputs."""
+def _add_keys(queries, key_BKSH, value_BKSH, here, first, num, sums):
+    """Adds keys to the queries' maxima, totals and outputs.
+
+    Those are `num` keys, here from `here` on, in the row from `first` on.
+    """
     peak_BKGT1, total_BKGT1, mixed_BKGTH = sums
     key_BKSH, value_BKSH = (
-        _slice(x, first, num, axis=2) for x in (key_BKSH, value_BKSH)
+        _slice(x, here, num, axis=2) for x in (key_BKSH, value_BKSH)
     )
     scores_BKGTS = queries.scores(key_BKSH, first)
     new_BKGT1 = jnp.max(scores_BKGTS, axis=4, keepdims=True)
@@ -119,20 +134,20 @@ def _normalise(peak_BKGT1, total_BKGT1, mixed_BKGTH):
     return mixed_BKGTH / total_BKGT1, peak_BKGT1 + jnp.log(total_BKGT1)
 
 
-def _backward(query_BKGTH, key_BKSH, value_BKSH, start_BT, out, log_total, grad):
+def _backward(query_BKGTH, key_JBKSH, value_JBKSH, spans, out, log_total, grad):
     """Returns the gradients of query, key and value, in one pass over the blocks."""
-    block = _block(start_BT.shape[1])
+    key_BKSH, value_BKSH = map(_join, (key_JBKSH, value_JBKSH))
     grad_keys = _zeros(key_BKSH, jnp.float32)
     grads = (_zeros(query_BKGTH, query_BKGTH.dtype), grad_keys, grad_keys)
 
-    def pull_back(first, grads):
+    def pull_back(here, first, grads):
         grad_query_BKGTH, *grad_keys = grads
         query, out_BKGTH, log_total_BKGT1, grad_BKGTH = (
-            _slice(x, first, block) for x in (query_BKGTH, out, log_total, grad)
+            _slice(x, here, spans.block) for x in (query_BKGTH, out, log_total, grad)
         )
         queries = _Queries(
             first,
-            _slice(start_BT, first, block, axis=1),
+            _slice(spans.start_BT, here, spans.block, axis=1),
             query,
             grad_BKGTH,
             log_total_BKGT1,
@@ -140,18 +155,20 @@ def _backward(query_BKGTH, key_BKSH, value_BKSH, start_BT, out, log_total, grad)
         )
         add = functools.partial(_add_gradients, queries, key_BKSH, value_BKSH)
         sums = (_zeros(query, jnp.float32), *grad_keys)
-        part_BKGTH, *grad_keys = _over_keys(add, queries, sums)
-        return _put(first, grad_query_BKGTH, part_BKGTH), *grad_keys
+        part_BKGTH, *grad_keys = _over_keys(add, queries, spans, sums)
+        return _put(here, grad_query_BKGTH, part_BKGTH), *grad_keys
 
-    grad_query_BKGTH, *grad_keys = _over_queries(pull_back, start_BT, grads)
-    return grad_query_BKGTH, *(x.astype(key_BKSH.dtype) for x in grad_keys)
+    grad_query_BKGTH, *grad_keys = _over_queries(pull_back, spans, grads)
+    split = functools.partial(_split, num_parts=len(key_JBKSH))
+    grad_key, grad_value = (split(x.astype(key_BKSH.dtype)) for x in grad_keys)
+    return grad_query_BKGTH, grad_key, grad_value
 
 
-def _add_gradients(queries, key_BKSH, value_BKSH, first, num, sums):
-    """Adds what `num` keys from `first` on and the queries give to the gradients."""
+def _add_gradients(queries, key_BKSH, value_BKSH, here, first, num, sums):
+    """Adds to the gradients what the keys of `_add_keys` and the queries give."""
     grad_query_BKGTH, grad_key_BKSH, grad_value_BKSH = sums
     key_BKSH, value_BKSH = (
-        _slice(x, first, num, axis=2) for x in (key_BKSH, value_BKSH)
+        _slice(x, here, num, axis=2) for x in (key_BKSH, value_BKSH)
     )
     dtype = key_BKSH.dtype
     scores_BKGTS = queries.scores(key_BKSH, first)
@@ -161,32 +178,38 @@ def _add_gradients(queries, key_BKSH, value_BKSH, first, num, sums):
     weights_BKGTS = weights_BKGTS.astype(dtype)
     grad_query_BKGTH += _dot("BKGTS,BKSH->BKGTH", grad_BKGTS, key_BKSH)
     part_BKSH = _dot("BKGTS,BKGTH->BKSH", grad_BKGTS, queries.query_BKGTH)
-    grad_key_BKSH = _add_at(first, grad_key_BKSH, part_BKSH)
+    grad_key_BKSH = _add_at(here, grad_key_BKSH, part_BKSH)
     part_BKSH = _dot("BKGTS,BKGTH->BKSH", weights_BKGTS, queries.grad_BKGTH)
-    grad_value_BKSH = _add_at(first, grad_value_BKSH, part_BKSH)
+    grad_value_BKSH = _add_at(here, grad_value_BKSH, part_BKSH)
     return grad_query_BKGTH, grad_key_BKSH, grad_value_BKSH
 
 
-def _over_queries(run: Callable, start_BT: jax.Array, results: tuple) -> tuple:
-    """Calls `run(first position, results)` for each block of queries."""
-    block = _block(start_BT.shape[1])
-    num_blocks = start_BT.shape[1] // block
+def _over_queries(run: Callable, spans: Spans, results: tuple) -> tuple:
+    """Calls `run(position here, position in the row, results)` a block of queries."""
+    num_blocks, block = len(spans.query_J), spans.block
     if num_blocks <= MAX_UNROLLED:
         for i in range(num_blocks):
-            results = run(i * block, results)
+            results = run(i * block, spans.query_J[i], results)
         return results
-    return jax.lax.fori_loop(0, num_blocks, lambda i, x: run(i * block, x), results)
+    first_J = jnp.asarray(spans.query_J)
+    return jax.lax.fori_loop(
+        0, num_blocks, lambda i, x: run(i * block, first_J[i], x), results
+    )
 
 
-def _over_keys(add: Callable, queries: _Queries, sums: tuple) -> tuple:
-    """Calls `add(first key, number of keys, sums)` for the keys that queries see."""
-    block = queries.start_BT.shape[1]
-    if isinstance(queries.first, int):
-        return add(0, queries.first + block, sums)
+def _over_keys(add: Callable, queries: _Queries, spans: Spans, sums: tuple) -> tuple:
+    """Calls `add(key here, key in the row, number of keys, sums)` for what is seen."""
+    block = spans.block
+    if not isinstance(queries.first, jax.Array):
+        return add(0, 0, int(queries.first) + block, sums)
     first_block = first_key_block(queries.start_BT)
     last_block = queries.first // block
+    here_J = jnp.asarray(np.argsort(spans.key_J) * block)
     return jax.lax.fori_loop(
-        first_block, last_block + 1, lambda c, x: add(c * block, block, x), sums
+        first_block,
+        last_block + 1,
+        lambda c, x: add(here_J[c], c * block, block, x),
+        sums,
     )
 
 
@@ -196,6 +219,15 @@ def first_key_block(start_BT: jax.Array) -> jax.Array:
     Starts never fall along a row: the first query's is the earliest.
     """
     return jnp.min(start_BT[:, 0]) // start_BT.shape[1]
+
+
+def _join(x_JBKSH: jax.Array) -> jax.Array:
+    """Returns the parts of each row one behind the other, [B, K, S, H]."""
+    return jnp.concatenate(x_JBKSH, axis=2)
+
+
+def _split(x_BKSH: jax.Array, num_parts: int) -> jax.Array:
+    return jnp.stack(jnp.split(x_BKSH, num_parts, axis=2))
 
 
 def _slice(x: jax.Array, first: int | jax.Array, num: int, axis: int = 3) -> jax.Array:

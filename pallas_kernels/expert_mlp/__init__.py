@@ -25,6 +25,7 @@ import functools
 from typing import Literal
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.expert_mlp.epilogues import (
     SWIGLU,
@@ -68,7 +69,8 @@ def expert_mlp(
       groups: int[E], rows of each expert, their sum at most R; or a plan of them
         (`grouped_matmul.plan_rows`), for a shard of the experts.
       save: what the backward pass finds: gate and up, [R, 2F] in x's dtype, or only
-        the inputs, from which it computes gate and up again.
+        the inputs, from which it computes gate and up again. Gate and up are named
+        "experts" for policies of `jax.checkpoint`.
       implementation: one of `grouped_matmul`; None takes the plan's, or else the best
         that can run.
 
@@ -101,6 +103,7 @@ def _forward(save, x_RD, gate_up_EDF, down_EFD, row_weights_R, plan):
     (weighted_RF, *saved), _ = fused_matmul(
         x_RD, gate_up_EDF, plan, epilogue, row_weights_R=row_weights_R
     )
+    saved = [checkpoint_name(array, "experts") for array in saved]
     y_RD = grouped_matmul(weighted_RF, down_EFD, plan)
     return y_RD, (x_RD, gate_up_EDF, down_EFD, row_weights_R, plan, saved)
 

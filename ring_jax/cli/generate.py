@@ -123,7 +123,7 @@ def _complete(
     template = config.data.template
     ids = [render_prompt(_row(p), tokenizer, template=template) for p in prompts]
     batch_size = min(config.evaluate.batch_size, len(prompts))
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.without_context(sharding.make_mesh(config.mesh))
     trained = read_trained_model(workdir / "checkpoints")
     with jax.set_mesh(mesh):
         engine = Engine(

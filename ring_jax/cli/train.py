@@ -10,10 +10,11 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from ring_jax.cli.devices import use_devices
 from ring_jax.cli.export import export_newest
 from ring_jax.cli.settings import load_run_config, require_workdir
 from ring_jax.cli.together import run_together
+from ring_jax.cluster import find_preset, preset_names
 from ring_jax.config import ConfigError, RunConfig, flatten_settings
 from ring_jax.data.mixture import mixture_table
 from ring_jax.data.pipeline import PreparedData, TrainBatches, prepare
@@ -39,6 +41,9 @@ from ring_jax.train.run_log import RunLog
 from ring_jax.train.tensorboard import tensorboard_mirror
 
 SUMMARY = "trains the stages of a config; run it again to continue"
+
+PRESET_VARIABLE = "RING_XLA_PRESET"
+"""How `launch/train.sh` says which flags it set."""
 
 MAX_LOGIT_DIFFERENCE = 2e-4
 """Of an export opened by mlx-lm: five times the worst honest difference seen."""
@@ -88,7 +93,8 @@ def _train(
 ) -> int:
     console = Console(quiet=not processes.is_first())
     rows = sharding.rows_of_process(mesh, config.train.global_batch_size).tolist()
-    console.print(_summary(data), highlight=False)
+    for line in (_summary(data), _hardware(mesh), *_compiler_flags(os.environ)):
+        console.print(line, highlight=False)
     settings = Run(
         config=config,
         workdir=workdir,
@@ -103,8 +109,9 @@ def _train(
     except TrainingStoppedError as error:
         print(f"ring: stopped: {error}", file=sys.stderr)
         return status.STOPPED
-    with jax.set_mesh(mesh):
-        logits = _checked_logits(data, state.model)
+    whole_rows = sharding.without_context(mesh)
+    with jax.set_mesh(whole_rows):
+        logits = _checked_logits(data, sharding.onto(state.model, whole_rows))
     if not processes.is_first():
         return status.DONE
     panels = RunLog(workdir).records("panel")
@@ -145,6 +152,32 @@ def _summary(data: PreparedData) -> str:
         f"{num_rows:,} rows of {len(data.rendered)} sources, {num_tokens:,} tokens "
         f"of a {data.tokenizer.vocab_size}-entry tokenizer{dropped}"
     )
+
+
+def _hardware(mesh: jax.sharding.Mesh) -> str:
+    sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
+    shape = " * ".join(f"{axis}={size}" for axis, size in sizes.items())
+    kind = mesh.devices.flat[0].device_kind
+    return f"{mesh.size} x {kind}{f', mesh {shape}' if shape else ''}"
+
+
+def _compiler_flags(environment: Mapping[str, str]) -> list[str]:
+    """Returns a line for each variable of compiler flags, the launcher's preset named.
+
+    The user's own flags come after the preset's, and win.
+    """
+    lines = []
+    name = environment.get(PRESET_VARIABLE)
+    preset = find_preset(name) if name in preset_names() else None
+    for variable in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"):
+        flags = environment.get(variable, "").split()
+        if preset is not None and preset.variable == variable and preset.flags:
+            own = [flag for flag in flags if flag not in preset.flags]
+            named = f"preset {preset.name}: {' '.join(preset.flags)}"
+            lines.append(f"{variable}: {named}{' and ' if own else ''}{' '.join(own)}")
+        elif flags:
+            lines.append(f"{variable}: {' '.join(flags)}")
+    return lines
 
 
 def _prepare(config: RunConfig, workdir: pathlib.Path) -> PreparedData:

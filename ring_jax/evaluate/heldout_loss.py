@@ -85,7 +85,7 @@ def _used_rows(batch: Batch) -> Batch:
 
 
 def _on_mesh(batch: Batch) -> Batch:
-    layout = sharding.on_mesh(sharding.activation("BT"), jax.sharding.get_mesh())
+    layout = sharding.on_mesh(sharding.whole_rows(), jax.sharding.get_mesh())
     arrays = {
         field.name: jax.make_array_from_callback(
             (x_BT := getattr(batch, field.name)).shape, layout, x_BT.__getitem__

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.attention import packed_attention
+from pallas_kernels.attention import context_attention, packed_attention
 from ring_jax import sharding
 from ring_jax.config import ModelConfig
 from ring_jax.model.layers import filled, normal
@@ -64,9 +64,10 @@ class Attention(nnx.Module):
         """Attends among the tokens at hand: training and scoring."""
         query_BTNH, key_BTKH, value_BTKH = self._project(x_BTD, rows)
         heads, row = sharding.activation("BTNH"), sharding.activation("BT")
+        keys = sharding.activation("BTKH")
         run = sharding.per_device(
-            functools.partial(packed_attention, implementation=self.implementation),
-            in_specs=(heads, heads, heads, row),
+            functools.partial(_attend_block, implementation=self.implementation),
+            in_specs=(heads, keys, keys, row),
             out_specs=heads,
         )
         segments_BT = jax.reshard(rows.segments_BT, row)
@@ -127,6 +128,21 @@ class Attention(nnx.Module):
         return _add_bias(out_BTD, self.out_bias_D)
 
 
+def _attend_block(
+    query_BTNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    implementation: str | None,
+) -> jax.Array:
+    segments_BT = sharding.vary(segments_BT, sharding.TENSOR_AXIS)
+    arrays = query_BTNH, key_BTKH, value_BTKH, segments_BT
+    if (axis := sharding.if_split(sharding.CONTEXT_AXIS)) is None:
+        return packed_attention(*arrays, implementation=implementation)
+    return context_attention(*arrays, axis_name=axis, implementation=implementation)
+
+
 def attend(
     query_BTNH: jax.Array,
     key_BSKH: jax.Array,
@@ -171,5 +187,4 @@ def _visible(
 def _add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
     if bias is None:
         return x
-    bias_whole = sharding.replicated(bias[...].astype(x.dtype))
-    return x + bias_whole[None, None]
+    return x + bias[...].astype(x.dtype)[None, None]

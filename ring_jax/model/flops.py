@@ -22,7 +22,7 @@ class ParameterCount:
 def abstract_transformer(config: ModelConfig) -> Transformer:
     """Returns the model's shapes without allocating any of it."""
     in_force = jax.sharding.get_abstract_mesh()
-    mesh = sharding.abstract_mesh(1, 1, 1) if in_force.empty else in_force
+    mesh = sharding.abstract_mesh() if in_force.empty else in_force
     with jax.sharding.use_abstract_mesh(mesh):
         return jax.eval_shape(lambda: init_transformer(config, jax.random.key(0)))
 

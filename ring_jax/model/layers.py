@@ -37,8 +37,7 @@ def rms_norm(x_BTD: jax.Array, weight_D: jax.Array, *, eps: float) -> jax.Array:
     x32_BTD = x_BTD.astype(jnp.float32)
     variance_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
     normed_BTD = (x32_BTD * jax.lax.rsqrt(variance_BT1 + eps)).astype(x_BTD.dtype)
-    scale_D = sharding.replicated(weight_D.astype(x_BTD.dtype))
-    return normed_BTD * scale_D[None, None]
+    return normed_BTD * weight_D.astype(x_BTD.dtype)[None, None]
 
 
 class GatedMlp(nnx.Module):

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routed feed-forward layer: route, dispatch, expert SwiGLU, combine.
 
-Dropless: every routed row is computed. Rows are sorted by expert, and each goes through
-the SwiGLU of its expert and is multiplied by its routing weight (`expert_mlp`). With an
-expert mesh axis, each device gathers the tokens of its group, computes the rows of its
-own experts, which it sorts first, and the sums are scattered back.
-
-Nothing scatters into an array of rows, forward or backward: a scatter-add would
-serialise. What moves rows is a gather, and so is its gradient.
+Dropless: every routed row is computed. Rows are sorted by expert (`dispatch.py`), and
+each goes through the SwiGLU of its expert and is multiplied by its routing weight
+(`expert_mlp`). With an expert mesh axis, `expert_parallel.py` brings tokens and experts
+together.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -27,6 +23,11 @@ from pallas_kernels.grouped_matmul import (
 )
 from ring_jax import sharding
 from ring_jax.config import ConfigError, ModelConfig, MoeConfig
+from ring_jax.model.expert_parallel import (
+    TRANSPORTS,
+    ExpertWeights,
+    choose_transport,
+)
 from ring_jax.model.layers import GatedMlp, normal, uniform
 from ring_jax.model.router import (
     RouterStats,
@@ -36,7 +37,7 @@ from ring_jax.model.router import (
     router_stats,
     select_experts,
 )
-from ring_jax.sharding import EXPERT_AXIS, einsum
+from ring_jax.sharding import einsum
 
 
 class Moe(nnx.Module):
@@ -45,7 +46,7 @@ class Moe(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         moe, D, std = config.moe, config.model_dim, config.init_std
         E, F = moe.num_experts, moe.expert_dim
-        self.config = moe
+        self.config = config
         self.router_DE = uniform("DE", (D, E), D**-0.5, rngs)
         self.gate_up_ED2F = normal("ED2F", (E, D, 2, F), std, rngs)
         self.down_EFD = normal("EFD", (E, F, D), std, rngs)
@@ -65,7 +66,7 @@ class Moe(nnx.Module):
             logits_ME = logits_ME.astype(jnp.float32)
             if noise is not None:
                 logits_ME = perturb(logits_ME, noise)
-            selection = select_experts(logits_ME, is_token_M, config=self.config)
+            selection = select_experts(logits_ME, is_token_M, config=self.config.moe)
             stats = router_stats(logits_ME, selection, is_token_M)
         out_MD = self._experts(x_MD, selection)
         out_BTD = sharding.unflatten_tokens(out_MD, x_BTD)
@@ -81,13 +82,12 @@ class Moe(nnx.Module):
             in_specs=(rows, row, row, sharding.weight("ED2F"), sharding.weight("EFD")),
             out_specs=rows,
         )
-        dtype = x_MD.dtype
         return run(
             x_MD,
             selection.expert_ids_MA,
             selection.weights_MA,
-            self.gate_up_ED2F[...].astype(dtype),
-            self.down_EFD[...].astype(dtype),
+            self.gate_up_ED2F[...],
+            self.down_EFD[...],
         )
 
 
@@ -98,43 +98,56 @@ def _experts_on_device(
     gate_up_ED2F: jax.Array,
     down_EFD: jax.Array,
     *,
+    config: ModelConfig,
+) -> jax.Array:
+    """Gathers what the transport wants gathered, and runs this device's tokens."""
+    transport = _transport(x_MD, config)
+    keep = "" if transport == "fsdp" else "E"
+    gather = functools.partial(sharding.gather_block, dtype=x_MD.dtype, keep=keep)
+    experts = ExpertWeights(gather(gate_up_ED2F, "ED2F"), gather(down_EFD, "EFD"))
+    out_MD = TRANSPORTS[transport](
+        functools.partial(_run_rows, config=config.moe),
+        sharding.vary(x_MD, sharding.TENSOR_AXIS),
+        expert_ids_MA,
+        sharding.vary(weights_MA, sharding.TENSOR_AXIS),
+        experts,
+    )
+    return sharding.sum_over(out_MD.astype(x_MD.dtype), sharding.TENSOR_AXIS)
+
+
+def _transport(x_MD: jax.Array, config: ModelConfig) -> str:
+    num_devices = jax.lax.axis_size(sharding.EXPERT_AXIS)
+    if num_devices == 1:
+        return "fsdp"
+    if config.moe.transport != "auto":
+        return config.moe.transport
+    return choose_transport(
+        config,
+        num_tokens=x_MD.shape[0],
+        num_devices=num_devices,
+        itemsize=x_MD.dtype.itemsize,
+    )
+
+
+def _run_rows(
+    x_RD: jax.Array,
+    gate_up_ED2F: jax.Array,
+    down_EFD: jax.Array,
+    row_weights_R: jax.Array,
+    group_sizes_E: jax.Array,
+    *,
     config: MoeConfig,
 ) -> jax.Array:
-    """Runs the experts that live on this device for the tokens of its expert group."""
-    gate_up_ED2F = sharding.gather_block(gate_up_ED2F, "ED2F", keep="E")
-    down_EFD = sharding.gather_block(down_EFD, "EFD", keep="E")
-    E = gate_up_ED2F.shape[0]
-    has_all_experts = config.num_experts == E
-    if not has_all_experts:
-        gather = functools.partial(
-            jax.lax.all_gather, axis_name=EXPERT_AXIS, axis=0, tiled=True
-        )
-        x_MD, weights_MA = gather(x_MD), gather(weights_MA)
-        local_ids_MA = gather(expert_ids_MA) - E * jax.lax.axis_index(EXPERT_AXIS)
-        is_local_MA = (local_ids_MA >= 0) & (local_ids_MA < E)
-        expert_ids_MA = jnp.where(is_local_MA, local_ids_MA, E)
-        weights_MA = jnp.where(is_local_MA, weights_MA, 0.0)
-    with jax.named_scope("dispatch"):
-        plan = _plan_dispatch(expert_ids_MA, num_experts=E)
-        x_RD = _dispatch(x_MD, plan)
-        row_weights_R = _sort(weights_MA.reshape(-1), plan)
     with jax.named_scope("experts"):
         # Gate and up are always saved: rematerialised layers (`config.train.remat`)
         # compute them once in the backward pass, and others keep everything.
-        y_RD = expert_mlp(
+        return expert_mlp(
             x_RD,
             gate_up_ED2F,
             down_EFD,
             row_weights_R,
-            _plan_rows(x_RD, gate_up_ED2F, plan.group_sizes_E, config=config),
+            _plan_rows(x_RD, gate_up_ED2F, group_sizes_E, config=config),
         )
-    with jax.named_scope("combine"):
-        out_MD = _combine(y_RD, plan, x_MD.shape[0])
-    if not has_all_experts:
-        out_MD = jax.lax.psum_scatter(
-            out_MD, EXPERT_AXIS, scatter_dimension=0, tiled=True
-        )
-    return out_MD.astype(x_MD.dtype)
 
 
 def _plan_rows(
@@ -155,86 +168,3 @@ def _plan_rows(
         implementation=implementation,
         quantization=quantization,
     )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """Where each routed row goes: row r of the sorted order is pair `order_R[r]`."""
-
-    order_R: jax.Array
-    """i32, flattened (token, slot) pair of each sorted row."""
-    inverse_R: jax.Array
-    """i32, sorted row of each pair."""
-    group_sizes_E: jax.Array
-
-
-def _plan_dispatch(expert_ids_MA: jax.Array, *, num_experts: int) -> _Plan:
-    R = expert_ids_MA.size
-    expert_ids_R = expert_ids_MA.reshape(R)
-    # One packed integer sorts faster than a pair, and ties keep token order.
-    assert (num_experts + 1) * R < 2**31, "routed rows per device overflow the sort key"
-    order_R = jnp.sort(expert_ids_R * R + jnp.arange(R)) % R
-    inverse_R = jnp.argsort(order_R)
-    is_expert_RE = expert_ids_R[:, None] == jnp.arange(num_experts)[None]
-    return _Plan(order_R, inverse_R, jnp.sum(is_expert_RE, axis=0, dtype=jnp.int32))
-
-
-@jax.custom_vjp
-def _dispatch(x_MD: jax.Array, plan: _Plan) -> jax.Array:
-    """Copies each token's row to the sorted rows of its experts; [R, D]."""
-    num_slots = plan.order_R.size // x_MD.shape[0]
-    return x_MD[plan.order_R // num_slots]
-
-
-def _dispatch_forward(x_MD: jax.Array, plan: _Plan) -> tuple[jax.Array, tuple]:
-    return _dispatch(x_MD, plan), (plan, x_MD[:, :0])
-
-
-def _dispatch_backward(residuals: tuple, grad_RD: jax.Array) -> tuple:
-    plan, empty_M0 = residuals
-    return _sum_slots(grad_RD, plan, empty_M0.shape[0]).astype(grad_RD.dtype), None
-
-
-_dispatch.defvjp(_dispatch_forward, _dispatch_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _combine(y_RD: jax.Array, plan: _Plan, num_tokens: int) -> jax.Array:
-    """Sums each token's A rows in float32; [M, D]. The transpose of `_dispatch`."""
-    return _sum_slots(y_RD, plan, num_tokens)
-
-
-def _combine_forward(y_RD, plan, num_tokens) -> tuple[jax.Array, tuple]:
-    return _combine(y_RD, plan, num_tokens), (plan, y_RD[:0])
-
-
-def _combine_backward(num_tokens, residuals, grad_MD) -> tuple:
-    del num_tokens
-    plan, empty_0D = residuals
-    return _dispatch(grad_MD.astype(empty_0D.dtype), plan), None
-
-
-_combine.defvjp(_combine_forward, _combine_backward)
-
-
-def _sum_slots(y_RD: jax.Array, plan: _Plan, num_tokens: int) -> jax.Array:
-    y_MAD = y_RD[plan.inverse_R].reshape(num_tokens, -1, y_RD.shape[1])
-    return jnp.sum(y_MAD.astype(jnp.float32), axis=1)
-
-
-@jax.custom_vjp
-def _sort(values_R: jax.Array, plan: _Plan) -> jax.Array:
-    """Puts one value a pair into the order of the sorted rows."""
-    return values_R[plan.order_R]
-
-
-def _sort_forward(values_R: jax.Array, plan: _Plan) -> tuple[jax.Array, _Plan]:
-    return _sort(values_R, plan), plan
-
-
-def _sort_backward(plan: _Plan, grad_R: jax.Array) -> tuple:
-    return grad_R[plan.inverse_R], None
-
-
-_sort.defvjp(_sort_forward, _sort_backward)

@@ -5,12 +5,14 @@ Source: `modeling_bailing_moe.py` of inclusionAI/Ling; arXiv:2503.05139, section
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ring_jax import sharding
@@ -26,7 +28,7 @@ MAX_UNROLLED_LAYERS = 4
 """A loop over more layers stays a loop: it compiles once. Unrolled, a CPU's step is a
 tenth faster, as no weights are copied to be kept for the backward pass."""
 
-type Remat = Literal["none", "matmuls", "block"]
+type Remat = Literal["none", "matmuls", "kernels", "block", "offload"]
 
 
 class Layer(nnx.Module):
@@ -138,9 +140,9 @@ class Transformer(nnx.Module):
             return layer(x_BTD, rows, layer_noise)
 
         if self.dense_layers is not None:
-            x_BTD, _ = _scan_layers(_remat(run_dense, remat), x_BTD, self.dense_layers)
+            x_BTD, _ = _scan_layers(run_dense, x_BTD, self.dense_layers, remat)
         inputs = (self.moe_layers, noise)
-        x_BTD, stats = _scan_layers(_remat(run_moe, remat), x_BTD, inputs)
+        x_BTD, stats = _scan_layers(run_moe, x_BTD, inputs, remat)
         return self._final_norm(x_BTD), stats
 
     def decode(
@@ -223,9 +225,9 @@ class Transformer(nnx.Module):
         """
         if not self.config.norm_head:
             return jnp.ones((self.config.model_dim,), jnp.float32)
-        head_DV = jax.lax.stop_gradient(sharding.replicated(self.head_weight()))
+        head_DV = jax.lax.stop_gradient(self.head_weight())
         norm_D = jnp.sqrt(jnp.sum(jnp.square(head_DV), axis=1))
-        return 1.0 / (norm_D + NORM_HEAD_EPS)
+        return sharding.replicated(1.0 / (norm_D + NORM_HEAD_EPS))
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """Returns f32[B, T, V]; for decoding and tests, where tokens are few."""
@@ -236,8 +238,12 @@ class Transformer(nnx.Module):
         )
 
     def _embed(self, ids_BT: jax.Array, dtype: DTypeLike) -> jax.Array:
-        embed_VD = sharding.replicated(self.embed_VD[...].astype(dtype))
-        return embed_VD.at[ids_BT].get(out_sharding=sharding.activation("BTD"))
+        run = sharding.per_device(
+            functools.partial(_embed_block, dtype=dtype),
+            in_specs=(sharding.activation("BT"), sharding.weight("VD")),
+            out_specs=sharding.activation("BTD"),
+        )
+        return run(ids_BT, self.embed_VD[...])
 
     def _rows(self, segments_BT: jax.Array, positions_BT: jax.Array) -> Rows:
         cos_BTh, sin_BTh = rotary_tables(self.config, positions_BT)
@@ -245,6 +251,22 @@ class Transformer(nnx.Module):
 
     def _final_norm(self, x_BTD: jax.Array) -> jax.Array:
         return rms_norm(x_BTD, self.final_norm_D[...], eps=self.config.norm_eps)
+
+
+def _embed_block(
+    ids_BT: jax.Array, embed_VD: jax.Array, *, dtype: DTypeLike
+) -> jax.Array:
+    """Looks up tokens in this device's part of the vocabulary, and joins the parts."""
+    embed_VD = sharding.gather_block(embed_VD, "VD", dtype=dtype)
+    if jax.lax.axis_size(sharding.TENSOR_AXIS) == 1:
+        x_BTD = embed_VD[ids_BT]
+    else:
+        V = embed_VD.shape[0]
+        ids_BT = ids_BT - V * jax.lax.axis_index(sharding.TENSOR_AXIS)
+        is_here_BT = (ids_BT >= 0) & (ids_BT < V)
+        x_BTD = embed_VD[jnp.where(is_here_BT, ids_BT, 0)]
+        x_BTD = jnp.where(is_here_BT[..., None], x_BTD, 0)
+    return sharding.sum_over(x_BTD, sharding.TENSOR_AXIS)
 
 
 def _stack(
@@ -260,19 +282,39 @@ def _scan_layers(
     run: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
     x_BTD: jax.Array,
     layers: Any,
+    remat: Remat,
 ) -> tuple[jax.Array, Any]:
     num_layers = jax.tree.leaves(layers)[0].shape[0]
     unroll = num_layers <= MAX_UNROLLED_LAYERS
+    if remat != "none":
+        # Unrolled, XLA would find the recomputation equal to the first computation.
+        run = jax.checkpoint(_name_input(run), policy=_saved(remat), prevent_cse=unroll)
     return jax.lax.scan(run, x_BTD, layers, unroll=unroll)
 
 
-def _remat(function: Callable, remat: Remat) -> Callable:
-    if remat == "none":
-        return function
-    policy = None
+def _name_input(run: Callable) -> Callable:
+    def named(x_BTD: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+        return run(checkpoint_name(x_BTD, "layer_input"), layer)
+
+    return named
+
+
+def _saved(remat: Remat) -> Callable | None:
+    policies = jax.checkpoint_policies
+    kernels = policies.save_only_these_names("attention", "experts")
+    if remat == "kernels":
+        return kernels
     if remat == "matmuls":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return jax.checkpoint(function, policy=policy)
+        matmuls = policies.dots_with_no_batch_dims_saveable
+        return policies.save_from_both_policies(matmuls, kernels)
+    if remat == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["layer_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return None
 
 
 def init_transformer(config: ModelConfig, key: jax.Array) -> Transformer:

@@ -43,7 +43,6 @@ def linear_cross_entropy(
         in_specs=(row, sharding.weight("DV"), token, token),
         out_specs=(token, token),
     )
-    head_DV = head_DV.astype(hidden_MD.dtype)
     sums, ce_M = run(hidden_MD, head_DV, targets_M, weights_M)
     return jnp.sum(sums), ce_M
 
@@ -59,9 +58,10 @@ def _on_device(
 ) -> tuple[jax.Array, jax.Array]:
     total, results = kernel.linear_cross_entropy_sum(
         hidden_MD,
-        sharding.gather_block(head_DV, "DV"),
+        sharding.gather_block(head_DV, "DV", dtype=hidden_MD.dtype),
         targets_M,
         kernel.TokenWeights(weights_M, z_loss_M=z_loss_coef * weights_M),
         chunk_tokens=chunk_tokens,
+        axis_name=sharding.if_split(sharding.TENSOR_AXIS),
     )
     return total[None], results.loss()

@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention import zigzag
 from ring_jax import sharding
 from ring_jax.batch import Batch
 from ring_jax.config import TOKEN_CLASSES, LossConfig, TrainConfig
@@ -73,7 +74,7 @@ def training_loss(
 
     Args:
       model: the parameters, float32.
-      batch: the part.
+      batch: the part, its rows whole on each device (`sharding.whole_rows`).
       config: dtype, remat and loss coefficients.
       num_sources: number of sources in the run.
       total_weight: f32[], sum of the target weights of the whole batch.
@@ -83,7 +84,7 @@ def training_loss(
     Returns:
       The part's share of the total loss, and its statistics.
     """
-    targets = next_tokens(batch)
+    batch, targets = _split_rows((batch, next_tokens(batch)))
     dtype = jnp.dtype(config.compute_dtype)
     hidden_BTD, router = model(
         batch.ids_BT,
@@ -116,6 +117,13 @@ def training_loss(
         router=jax.tree.map(lambda x: share * x, router),
     )
     return loss, stats
+
+
+def _split_rows[Tree](tree: Tree) -> Tree:
+    """Gives each device of the context axis its part of every row, in zigzag order."""
+    num_shards = jax.sharding.get_abstract_mesh().shape[sharding.CONTEXT_AXIS]
+    layout = sharding.activation("BT")
+    return jax.tree.map(lambda x: jax.reshard(zigzag(x, num_shards), layout), tree)
 
 
 def router_loss(router: RouterStats, config: LossConfig) -> jax.Array:

@@ -29,7 +29,7 @@ def abstract_state(config: RunConfig) -> TrainState:
 def abstract_batch(config: RunConfig, mesh: Mesh | AbstractMesh) -> Batch:
     """Returns a batch of a mesh, laid out as `ring_jax.train` places it."""
     shape = (config.train.global_batch_size, config.train.seq_len)
-    layout = NamedSharding(mesh, sharding.activation("BT"))
+    layout = NamedSharding(mesh, sharding.whole_rows())
     arrays = {}
     for field in dataclasses.fields(Batch):
         dtype = jnp.float32 if field.name.startswith("weights") else jnp.int32

@@ -311,7 +311,10 @@ class _Loop:
         if not processes.from_first(stage.name in graded):
             self.store.wait()
             self.run.console.print(f"{stage.name}: grading held-out items")
-            rows = self.run.evaluate(state.model, stage.name)
+            whole_rows = sharding.without_context(self.run.mesh)
+            with jax.set_mesh(whole_rows):
+                model = sharding.onto(state.model, whole_rows)
+                rows = self.run.evaluate(model, stage.name)
             self.log.write("panel", stage=stage.name, step=stage.last_step, rows=rows)
 
     def _begin(self) -> None:
@@ -340,7 +343,7 @@ class _Loop:
 
 def place(batch: Batch, mesh: Mesh) -> Batch:
     """Puts this process's rows of a batch on the mesh, each device with its own."""
-    layout = sharding.on_mesh(sharding.activation("BT"), mesh)
+    layout = sharding.on_mesh(sharding.whole_rows(), mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(layout, x), batch
     )
@@ -358,7 +361,16 @@ def check_run(config: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> None:
     if batch_size % num_parts:
         raise ConfigError(
             f"train.global_batch_size={batch_size} does not divide over {num_parts} "
-            "parts (devices x microbatches); make it a multiple."
+            "parts (devices that split rows x microbatches); make it a multiple."
+        )
+    sharding.check_model(config.model, mesh)
+    # Two chunks a device: see pallas_kernels/attention/context.py.
+    num_chunks = 2 * mesh.shape[sharding.CONTEXT_AXIS]
+    if num_chunks > 2 and config.train.seq_len % num_chunks:
+        raise ConfigError(
+            f"config.mesh: context={num_chunks // 2} does not divide train.seq_len="
+            f"{config.train.seq_len} into two chunks a device; make it a multiple of "
+            f"{num_chunks}."
         )
     path = workdir / "config.json"
     if not path.exists():

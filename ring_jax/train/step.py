@@ -8,6 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from ring_jax import sharding
 from ring_jax.batch import Batch
@@ -135,8 +136,9 @@ def _accumulate(
 def _split(x_BT: jax.Array, num_parts: int) -> jax.Array:
     """Deals rows to parts, each device keeping its own: [parts, B/parts, T]."""
     B, T = x_BT.shape
+    rows, tokens = sharding.whole_rows()
     strided = x_BT.reshape(
-        B // num_parts, num_parts, T, out_sharding=sharding.activation("BZT")
+        B // num_parts, num_parts, T, out_sharding=P(rows, None, tokens)
     )
     return strided.swapaxes(0, 1)
 

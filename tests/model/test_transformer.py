@@ -62,7 +62,7 @@ def test_decoding_token_by_token_equals_the_whole_row(tiny_model, make_rows):
         np.testing.assert_allclose(step_BTV[0, 0], whole_BTV[0, t], **CLOSE)
 
 
-@pytest.mark.parametrize("remat", ["matmuls", "block"])
+@pytest.mark.parametrize("remat", ["matmuls", "kernels", "block", "offload"])
 def test_remat_changes_no_gradient(tiny_model, packed, remat):
     def loss(model, remat):
         hidden_BTD, stats = packed.run(model, remat=remat)
@@ -82,8 +82,10 @@ def test_remat_changes_no_gradient(tiny_model, packed, remat):
         MeshConfig(data=1, fsdp=8),
         MeshConfig(data=1, expert=8),
         MeshConfig(data=2, fsdp=2, expert=2),
+        MeshConfig(data=4, tensor=2),
+        MeshConfig(slice=2, data=1, fsdp=2, expert=1, tensor=2),
     ],
-    ids=["data", "fsdp", "expert", "all"],
+    ids=["data", "fsdp", "expert", "all", "tensor", "slice"],
 )
 def test_every_layout_gives_the_same_loss_and_gradients(tiny, make_rows, layout):
     rows = make_rows([[9, 5], [16]] * 4, num_tokens=16)

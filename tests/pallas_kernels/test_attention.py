@@ -20,7 +20,7 @@ from pallas_kernels.attention import (
     unsupported,
     xla,
 )
-from pallas_kernels.attention.flash import document_starts
+from pallas_kernels.attention.flash import Spans, document_starts
 
 # Memory that nobody wrote is NaN, and a read outside an array is an error.
 INTERPRETED = pltpu.InterpretParams(
@@ -258,8 +258,10 @@ def test_each_pair_of_blocks_that_sees_each_other_is_visited_once(rows, owned_by
     segments_BT = np.pad(segments(rows), ((0, 0), (0, -sum(rows[-1]) % 1024)))
     segments_BT = segments_BT[:, :1024]
     start_BT = document_starts(jnp.asarray(segments_BT))
-    visits, num_visits = tpu.plan_visits(start_BT, block=128, owned_by=owned_by)
-    owner, other, is_masked = (np.asarray(x) for x in jax.tree.leaves(visits))
+    firsts = np.arange(0, 1024, 128)
+    spans = Spans(start_BT, firsts, firsts)
+    visits, num_visits = tpu.plan_visits(spans, owned_by=owned_by)
+    owner, other, sight, *_ = (np.asarray(x) for x in jax.tree.leaves(visits))
     assert np.all(np.diff(owner) >= 0)
     # The kernel's last step looks one visit ahead.
     assert owner[num_visits] != owner[num_visits - 1]
@@ -269,7 +271,7 @@ def test_each_pair_of_blocks_that_sees_each_other_is_visited_once(rows, owned_by
         row, own = divmod(owner[j], is_seen.shape[1])
         pair = (own, other[j]) if owned_by == "query" else (other[j], own)
         num_visited[row, *pair] += 1
-        assert is_masked[j] != is_whole[row, *pair]
+        assert sight[j] == (tpu.ALL if is_whole[row, *pair] else tpu.SOME)
     np.testing.assert_array_equal(num_visited, is_seen)
 
 
@@ -278,7 +280,10 @@ def test_short_documents_cost_blocks_in_proportion_to_the_row():
         segments_BT = segments([[100] * (num_blocks * 128 // 100)])
         start_BT = document_starts(segments_BT[:, : num_blocks * 128 // 100 * 100])
         start_BT = jnp.pad(start_BT, ((0, 0), (0, -start_BT.shape[1] % 128)), "edge")
-        _, num_visits = tpu.plan_visits(start_BT, block=128, owned_by="query")
+        T = start_BT.shape[1]
+        firsts = np.arange(0, T, 128)
+        spans = Spans(start_BT, firsts, firsts)
+        _, num_visits = tpu.plan_visits(spans, owned_by="query")
         # Its own block, and at most the one before.
         assert num_visits <= 2 * num_blocks
         first = [

@@ -300,7 +300,7 @@ PRODUCTS = {
     ],
 )
 def test_the_compiler_takes_both_passes_at_ling_lite_s_shapes(name, save, absent_mesh):
-    mesh = absent_mesh(name, 1, 1, 1)
+    mesh = absent_mesh(name)
 
     def abstract(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))

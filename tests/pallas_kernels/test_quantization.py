@@ -556,7 +556,7 @@ NUM_ROWS, NUM_EXPERTS, WIDTH, HIDDEN = 49152, 64, 2048, 1408
 def test_the_compiler_takes_8_bit_experts_at_ling_lite_s_shapes(
     chip, dtype, gradient_dtype, absent_mesh
 ):
-    mesh = absent_mesh(chip, 1, 1, 1)
+    mesh = absent_mesh(chip)
 
     def abstract(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))

@@ -143,11 +143,15 @@ def test_the_z_loss_gradient_matches_finite_differences_under_scan_and_remat(
         MeshConfig(data=8),
         MeshConfig(data=1, fsdp=8),
         MeshConfig(data=2, fsdp=2, expert=2),
+        MeshConfig(slice=2, data=1, fsdp=2, context=2),
+        MeshConfig(data=1, context=2, expert=2, tensor=2),
     ],
-    ids=["data", "fsdp", "all"],
+    ids=["data", "fsdp", "expert", "context", "tensor"],
 )
 def test_eight_devices_train_as_one_does(tiny_run, make_batch, layout):
     batches = [make_batch(seed) for seed in range(4)]
+    model = dataclasses.replace(tiny_run.model, num_kv_heads=2)  # for tensor=2
+    tiny_run = dataclasses.replace(tiny_run, model=model)
     one, _ = run_steps(tiny_run, batches)
     eight, _ = run_steps(tiny_run, batches, layout=layout, devices=8)
     # Sums over devices in another order, through four Adam updates.

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From tokens to rows sorted by expert, and back.
+
+Nothing scatters into an array of rows, forward or backward: a scatter-add would
+serialise. What moves rows is a gather, and so is its gradient.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Routes:
+    """Where each routed row goes: row r of the sorted order is pair `order_R[r]`."""
+
+    order_R: jax.Array
+    """i32, flattened (token, slot) pair of each sorted row."""
+    row_MA: jax.Array
+    """i32, sorted row of each pair; outside the rows for a pair that has none."""
+    group_sizes_E: jax.Array
+    """i32, rows of each expert; the rows after them have none."""
+    is_window: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether some pairs may have no row."""
+
+    @property
+    def num_slots(self) -> int:
+        """A, experts of a token."""
+        return self.row_MA.shape[1]
+
+    def window(self, first: jax.Array, size: int) -> "Routes":
+        """Returns the routes of `size` rows from row `first` on, alone."""
+        padded = jnp.pad(self.order_R, (0, size))
+        ends_E = jnp.cumsum(self.group_sizes_E)
+        starts_E = ends_E - self.group_sizes_E
+        inside = (jnp.clip(edge - first, 0, size) for edge in (ends_E, starts_E))
+        ends_E, starts_E = inside
+        return Routes(
+            jax.lax.dynamic_slice_in_dim(padded, first, size),
+            self.row_MA - first,
+            ends_E - starts_E,
+            is_window=True,
+        )
+
+
+def plan_routes(expert_ids_MA: jax.Array, *, num_experts: int) -> Routes:
+    """Sorts pairs by expert.
+
+    Args:
+      expert_ids_MA: i32[M, A]; `num_experts` for a pair that visits none.
+      num_experts: E.
+    """
+    R = expert_ids_MA.size
+    expert_ids_R = expert_ids_MA.reshape(R)
+    # One packed integer sorts faster than a pair, and ties keep token order.
+    assert (num_experts + 1) * R < 2**31, "routed rows per device overflow the sort key"
+    order_R = jnp.sort(expert_ids_R * R + jnp.arange(R)) % R
+    row_MA = jnp.argsort(order_R).reshape(expert_ids_MA.shape)
+    is_expert_RE = expert_ids_R[:, None] == jnp.arange(num_experts)[None]
+    return Routes(order_R, row_MA, jnp.sum(is_expert_RE, axis=0, dtype=jnp.int32))
+
+
+@jax.custom_vjp
+def dispatch(x_MD: jax.Array, routes: Routes) -> jax.Array:
+    """Copies each token's row to the sorted rows of its experts; [R, D]."""
+    return x_MD[routes.order_R // routes.num_slots]
+
+
+def _dispatch_forward(x_MD: jax.Array, routes: Routes) -> tuple[jax.Array, Routes]:
+    return dispatch(x_MD, routes), routes
+
+
+def _dispatch_backward(routes: Routes, grad_RD: jax.Array) -> tuple:
+    return _sum_slots(grad_RD, routes).astype(grad_RD.dtype), None
+
+
+dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+
+
+@jax.custom_vjp
+def combine(y_RD: jax.Array, routes: Routes) -> jax.Array:
+    """Sums each token's A rows in float32; [M, D]. The transpose of `dispatch`."""
+    return _sum_slots(y_RD, routes)
+
+
+def _combine_forward(y_RD: jax.Array, routes: Routes) -> tuple[jax.Array, tuple]:
+    return combine(y_RD, routes), (routes, y_RD[:0])
+
+
+def _combine_backward(residuals: tuple, grad_MD: jax.Array) -> tuple:
+    routes, empty_0D = residuals
+    return dispatch(grad_MD.astype(empty_0D.dtype), routes), None
+
+
+combine.defvjp(_combine_forward, _combine_backward)
+
+
+def _sum_slots(y_RD: jax.Array, routes: Routes) -> jax.Array:
+    y_MAD = _of_pairs(y_RD, routes)
+    return jnp.sum(y_MAD.astype(jnp.float32), axis=1)
+
+
+def _of_pairs(values_R: jax.Array, routes: Routes) -> jax.Array:
+    if routes.is_window:
+        return gather_rows(values_R, routes.row_MA)
+    return values_R[routes.row_MA]
+
+
+def gather_rows(values_R: jax.Array, row: jax.Array) -> jax.Array:
+    """Returns the rows of the given numbers, 0 for a number outside of them."""
+    found = values_R.at[row].get(mode="clip")
+    is_inside = (row >= 0) & (row < values_R.shape[0])
+    return jnp.where(
+        is_inside.reshape(row.shape + (1,) * (values_R.ndim - 1)), found, 0
+    )
+
+
+@jax.custom_vjp
+def sort_pairs(values_MA: jax.Array, routes: Routes) -> jax.Array:
+    """Puts one value a pair into the order of the sorted rows; [R]."""
+    return values_MA.reshape(-1)[routes.order_R]
+
+
+def _sort_pairs_forward(values_MA: jax.Array, routes: Routes):
+    return sort_pairs(values_MA, routes), routes
+
+
+def _sort_pairs_backward(routes: Routes, grad_R: jax.Array) -> tuple:
+    return _of_pairs(grad_R, routes), None
+
+
+sort_pairs.defvjp(_sort_pairs_forward, _sort_pairs_backward)
