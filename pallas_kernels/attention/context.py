@@ -87,7 +87,7 @@ class Context:
         return jax.lax.all_gather(x, self.axis_name)
 
     def own_sum(self, x: jax.Array) -> jax.Array:
-        """Sums the devices' [J, ...], of which each takes its own: `parts` transposed."""
+        """Sums [J, ...] over the devices, for each its own: `parts` transposed."""
         if self.num_shards == 1:
             return x[0]
         return jax.lax.psum_scatter(x, self.axis_name)

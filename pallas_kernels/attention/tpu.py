@@ -437,7 +437,7 @@ def _call(
     B, K, G, T, H = query_BKGTH.shape
     J, _, _, S, _ = inputs["key_SH"].shape
     num_owners = len({"query": spans.query_J, "key": spans.key_J}[kernel.OWNED_BY])
-    specs = _block_specs((G, spans.block, S, H), num_owners, kernel.OWNED_BY)
+    specs = _block_specs((G, spans.block, J, S, H), num_owners, kernel.OWNED_BY)
     visits, num_visits = plan_visits(spans, owned_by=kernel.OWNED_BY)
     fields = jax.tree.leaves(visits)
     arrays = [*inputs.values(), *outputs.values()]
@@ -484,18 +484,22 @@ def _run(kernel: _Kernel, names: list[str], num_blocks: int, *refs: Any) -> None
 
 
 def _block_specs(
-    sizes: tuple[int, int, int, int], num_owners: int, owned_by: str
+    sizes: tuple[int, int, int, int, int], num_owners: int, owned_by: str
 ) -> dict[str, pl.BlockSpec]:
     """Returns the blocks of a visit, by their letters.
 
-    `sizes` are G, the positions of a block, those of a part of the keys, and H.
+    `sizes` are G, the positions of a block, the parts of keys, their positions, and H.
     """
-    G, block, S, H = sizes
-    in_part = S // block
+    G, block, J, S, H = sizes
+
+    def in_parts(b, k, i):
+        # Scalar divisions show in the time of a step.
+        part, i = _divmod(i, S // block) if J > 1 else (0, i)
+        return part, b, k, i, 0
 
     def spec(side: str, shape: tuple, index: Callable) -> pl.BlockSpec:
         def index_map(k, j, owner_J, other_J, *_):
-            row, own = (f(owner_J[j], num_owners) for f in (jax.lax.div, jax.lax.rem))
+            row, own = _divmod(owner_J[j], num_owners)
             return index(row, k, own if side == owned_by else other_J[j])
 
         return pl.BlockSpec(shape, index_map)
@@ -505,12 +509,12 @@ def _block_specs(
         "1T": spec("query", (None, 1, block), lambda b, k, i: (b, 0, i)),
         "GT": spec("query", (*head, G, block), lambda b, k, i: (b, k, 0, i)),
         "GTH": spec("query", (*head, G, block, H), lambda b, k, i: (b, k, 0, i, 0)),
-        "SH": spec(
-            "key",
-            (None, *head, block, H),
-            lambda b, k, i: (i // in_part, b, k, i % in_part, 0),
-        ),
+        "SH": spec("key", (None, *head, block, H), in_parts),
     }
+
+
+def _divmod(i: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.div(i, num), jax.lax.rem(i, num)
 
 
 def _fill(ref: jax.Ref, value: float) -> None:
