@@ -493,7 +493,7 @@ def _block_specs(
     G, block, J, S, H = sizes
 
     def in_parts(b, k, i):
-        # Scalar divisions show in the time of a step.
+        # Even scalar divisions show in the time of a step.
         part, i = _divmod(i, S // block) if J > 1 else (0, i)
         return part, b, k, i, 0
 
@@ -514,6 +514,9 @@ def _block_specs(
 
 
 def _divmod(i: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    """Returns i // num and i % num of an i that is not negative."""
+    if num.bit_count() == 1:
+        return i >> num.bit_length() - 1, i & num - 1
     return jax.lax.div(i, num), jax.lax.rem(i, num)
 
 

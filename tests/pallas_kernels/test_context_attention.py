@@ -55,10 +55,10 @@ def rows_of(lengths, num_positions):
     return filled[:-1]
 
 
-def make_mesh(num_shards):
-    axes, kinds = ("data", "context"), (AxisType.Explicit,) * 2
-    devices = jax.devices()[: 2 * num_shards]
-    return jax.make_mesh((2, num_shards), axes, axis_types=kinds, devices=devices)
+def make_mesh(num_shards, *, num_data=1):
+    sizes, axes = (num_data, num_shards), ("data", "context")
+    kinds, devices = (AxisType.Explicit,) * 2, jax.devices()[: num_data * num_shards]
+    return jax.make_mesh(sizes, axes, axis_types=kinds, devices=devices)
 
 
 def sharded(function, num_shards, arrays, *, check_vma=True):
@@ -129,7 +129,7 @@ def test_any_chunk_will_do_off_tpus(num_positions):
 def test_a_step_may_differentiate_and_rematerialise_the_whole(name):
     segments_BT = rows_of(ROWS["documents_that_cross_shards"], 1024)
     arrays = operands(segments_BT)
-    mesh, spec = make_mesh(4), P("data", "context")
+    mesh, spec = make_mesh(4, num_data=2), P("data", "context")
     attend = functools.partial(
         context_attention, axis_name="context", implementation=name
     )
