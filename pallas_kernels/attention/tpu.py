@@ -516,7 +516,7 @@ def _block_specs(
 def _divmod(i: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
     """Returns i // num and i % num of an i that is not negative."""
     if num.bit_count() == 1:
-        return i >> num.bit_length() - 1, i & num - 1
+        return i >> (num.bit_length() - 1), i & (num - 1)
     return jax.lax.div(i, num), jax.lax.rem(i, num)
 
 
