@@ -19,6 +19,9 @@ and start are then lanes of one row: nothing is broadcast to 128 lanes, in HBM n
 and reductions over keys add whole registers. The G heads that read
 a key/value head are in one block of queries, so that keys and values are fetched once
 for all of them.
+
+Of a row that is split over devices (`context.py`) the queries at hand are two chunks,
+and the keys lie in the order of the devices: a visit knows where in the row both are.
 """
 
 import dataclasses
@@ -139,7 +142,8 @@ def plan_visits(spans: Spans, *, owned_by: str) -> tuple[Visits, jax.Array]:
       The visits, and how many there are.
     """
     start_BT, block = spans.start_BT, spans.block
-    place = {"query": jnp.asarray(spans.query_J) // block, "key": spans.key_J // block}
+    key_J = spans.key_J // block
+    place = {"query": jnp.asarray(spans.query_J) // block, "key": jnp.asarray(key_J)}
     num = {side: len(places) for side, places in place.items()}
     num_own = num[owned_by]
     low_BJ, high_BJ = _met_blocks(start_BT[:, ::block] // block, place, owned_by)
@@ -152,19 +156,18 @@ def plan_visits(spans: Spans, *, owned_by: str) -> tuple[Visits, jax.Array]:
     row_J, own_J = i_J // num_own, i_J % num_own
     other_J = low_J[i_J] + visit_J - (end_J - count_J)[i_J]
     if owned_by == "query":
-        other_J = jnp.asarray(np.argsort(place["key"]))[other_J]
+        other_J = jnp.asarray(np.argsort(key_J))[other_J]
         queries_J, keys_J = own_J, other_J
     else:
         # Keys that nobody sees may lie behind the last queries.
         other_J = jnp.minimum(other_J, num["query"] - 1)
         queries_J, keys_J = other_J, own_J
-    key_place_J = jnp.asarray(place["key"])
     # The last query of a block starts last.
     last_J = start_BT[:, block - 1 :: block][row_J, queries_J]
-    is_masked_J = place["query"][queries_J] == key_place_J[keys_J]
-    is_masked_J |= last_J > key_place_J[keys_J] * block
+    place_J = place["key"][keys_J]
+    is_masked_J = (place["query"][queries_J] == place_J) | (last_J > place_J * block)
     sight_J = jnp.where(met_J[i_J] == 0, NOTHING, jnp.where(is_masked_J, SOME, ALL))
-    visits = Visits(owner_J, other_J, sight_J, place["query"], key_place_J)
+    visits = Visits(owner_J, other_J, sight_J, place["query"], place["key"])
     return jax.tree.map(lambda x: x.astype(jnp.int32), visits), end_J[-1]
 
 
