@@ -90,7 +90,7 @@ def plan_step(
     if kept.exists():
         time = _read_time(kept)
     else:
-        time = _estimate(step, pod)
+        time = _estimate(config, step, pod)
         kept.write_text(json.dumps(dataclasses.asdict(time)), "utf-8")
     if step.dump_dir is not None:
         # Gigabytes for a whole model, and read only once.
@@ -105,7 +105,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _estimate(step: CompiledStep, pod: Pod) -> StepTime:
+def _estimate(config: RunConfig, step: CompiledStep, pod: Pod) -> StepTime:
     placed = PlacedMesh(
         mesh_shape=step.mesh_shape,
         coordinates=tuple(dataclasses.astuple(place) for place in step.positions),
@@ -115,8 +115,18 @@ def _estimate(step: CompiledStep, pod: Pod) -> StepTime:
         step.hlo,
         placed,
         dump_dir=step.dump_dir,
-        kernel_scalars=our_kernels(pod.tpu.name),
+        kernel_scalars=our_kernels(
+            pod.tpu.name, num_routed_rows=_routed_rows(config, pod)
+        ),
     )
+
+
+def _routed_rows(config: RunConfig, pod: Pod) -> int:
+    """Returns the rows that a device's experts get on the average of a microbatch."""
+    train = config.train
+    num_tokens = train.global_batch_size * train.seq_len // train.num_microbatches
+    num_owners = pod.num_devices // config.mesh.tensor
+    return num_tokens * config.model.moe.num_experts_per_token // num_owners
 
 
 def _read_time(path: pathlib.Path) -> StepTime:

@@ -124,9 +124,8 @@ def kernel(name: str, *shapes: str) -> tuple[Instruction, Module]:
 
 @pytest.mark.parametrize("name", ["forward.3", "keyvaluegradient.1"])
 def test_attention_visits_the_blocks_below_the_diagonal(name):
-    query = "bf16[2,4,4,4096,128]{4,3,2,1,0}"
-    visits = ["s32[]", *["s32[73]{0}"] * 3]
-    call, module = kernel(f"packed_attention_{name}", *visits, "f32[2,1,4096]", query)
+    arrays = ("s32[2,1,4096]", "bf16[2,4,4,4096,128]", "bf16[1,2,4,4096,128]")
+    call, module = kernel(f"packed_attention_{name}", *arrays)
     scalars = our_kernels("TPU v5p")(call, module.entry)
     assert scalars is not None
     # Of 8 x 8 blocks in each of two rows, 36 are on or below the diagonal.
@@ -134,6 +133,15 @@ def test_attention_visits_the_blocks_below_the_diagonal(name):
     owner_J, other_J = scalars[1][:72], scalars[2][:72]
     later, earlier = (other_J, owner_J) if "key" in name else (owner_J, other_J)
     assert np.all(later % 8 >= earlier % 8)
+
+
+def test_a_device_visits_its_share_of_a_row_that_is_split():
+    # A row of 8 blocks over 4 devices: the first has blocks 0 and 7.
+    arrays = ("s32[1,1,1024]", "bf16[1,4,4,1024,128]", "bf16[4,1,4,1024,128]")
+    call, module = kernel("packed_attention_forward.1", *arrays)
+    scalars = our_kernels("TPU v5p")(call, module.entry)
+    assert scalars is not None
+    assert scalars[0].tolist() == [1 + 8]
 
 
 def test_expert_kernels_get_the_sizes_of_a_trained_router():
@@ -147,6 +155,11 @@ def test_expert_kernels_get_the_sizes_of_a_trained_router():
     assert scalars is not None
     # The groups' ends are among the leaves of the plan: all rows belong to a group.
     assert any(4096 in np.asarray(leaf).reshape(-1) for leaf in scalars.values())
+    routed = our_kernels("TPU v6 lite", num_routed_rows=1024)(call, module.entry)
+    assert routed is not None
+    leaves = [np.asarray(leaf).reshape(-1) for leaf in routed.values()]
+    assert any(1024 in leaf for leaf in leaves)
+    assert not any(4096 in leaf for leaf in leaves)
 
 
 def test_other_kernels_have_no_known_operands():
