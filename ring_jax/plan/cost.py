@@ -18,13 +18,8 @@ import jax
 from ring_jax import sharding
 from ring_jax.config import RunConfig
 from ring_jax.model.flops import flops_per_token
-<<<<<<< HEAD
 from ring_jax.plan.abstract import abstract_state
-from ring_jax.plan.collectives import Collective, PlacedMesh
-=======
-from ring_jax.plan.abstract import abstract_mesh_of, abstract_state
 from ring_jax.plan.collectives import Collective
->>>>>>> wt-steptime
 from ring_jax.plan.compile import CompiledStep, Overflow, compile_step
 from ring_jax.plan.kernel_scalars import our_kernels
 from ring_jax.plan.links import PlacedMesh

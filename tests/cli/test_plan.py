@@ -39,7 +39,7 @@ TIME = StepTime(
                 operand_bytes=2**20,
                 wire_bytes=3 * 2**20,
                 seconds=0.1,
-                is_over_network=False,
+                links=("x",),
                 op_name="",
             ),
             times=4.0,
