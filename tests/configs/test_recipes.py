@@ -4,8 +4,10 @@
 import dataclasses
 import importlib
 import pathlib
+from typing import Any
 
 import jax
+import jax.export
 import pytest
 
 from ring_jax import sharding
@@ -96,3 +98,26 @@ def test_the_step_of_a_recipe_fits_its_pod_with_the_reviewed_collectives(
     assert plan.step.undonated == ()
     lines = collective_lines(plan.time.collectives)
     check_golden(f"plan/{name}.collectives.txt", lines)
+
+
+def test_the_step_for_a_node_of_gpus_lowers_for_them():
+    run = load("ling_lite_8xh100")
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=5))
+    # Emulated devices stand for the GPUs; only the lowering is theirs.
+    mesh = sharding.make_mesh(run.mesh, jax.devices())
+    with jax.set_mesh(mesh):
+        state, batch = abstract_state(run), abstract_batch(run, mesh)
+        optimizer = make_optimizer(run.train.optimizer, run.stages)
+        step: Any = make_train_step(run, optimizer)
+        export = jax.export.export(
+            step,
+            platforms=["cuda"],
+            # XLA's own mark of a layout, on which jax gives no promise of stability.
+            disabled_checks=[
+                jax.export.DisabledSafetyCheck.custom_call("LayoutConstraint")
+            ],
+        )
+        exported = export(state, batch)
+    assert exported.platforms == ("cuda",)
+    assert exported.nr_devices == 8
+    assert "reduce_scatter" in exported.mlir_module()
