@@ -16,7 +16,7 @@ import sys
 import time
 
 import jax
-from maxtext.trainers.pre_train import (  # pyright: ignore[reportMissingImports]
+from maxtext.trainers.pre_train import (  # pyright: ignore[reportMissingImports]  (the peer's environment has it)
     train_compile,
 )
 

@@ -81,7 +81,7 @@ class Dumps:
             self._seconds[key] = self._run(path, scalars)
         return self._seconds[key]
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 (one program, and the object's life)
+    @functools.lru_cache(maxsize=1)  # noqa: B019  (one program, and the object's life)
     def _program(self, path: Path) -> Program:
         return read_program(path)
 
