@@ -51,6 +51,8 @@ def print_plan(plan: Plan, rates: Rates, console: rich.console.Console) -> None:
     console.print(_time_table(plan))
     console.print(_collectives_table(plan))
     console.print(_summary_table(plan, rates))
+    if unknown := [name for name, count in plan.time.loops.items() if count is None]:
+        console.print(f"counted once, their length depends on data: {unknown}")
     if plan.step.undonated:
         console.print(
             f"held twice, the donation failed: {', '.join(plan.step.undonated)}",
@@ -200,6 +202,11 @@ def _summary_table(plan: Plan, rates: Rates) -> rich.table.Table:
         "estimate; model FLOPs without recomputation / (seconds x devices x peak), "
         f"{plan.model_flops / step.num_tokens / 1e9:.1f} GFLOP a token",
     )
+    known = ", ".join(
+        f"{source} {_share(seconds, sum(time.sources.values()))}"
+        for source, seconds in time.sources.items()
+    )
+    table.add_row("the core's seconds", known, "what they are estimated from")
     table.add_row(
         "compile time",
         f"{step.compile_seconds:,.0f} s",

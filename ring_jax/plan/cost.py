@@ -15,9 +15,10 @@ import shutil
 
 import jax
 
-from ring_jax.config import MeshConfig, RunConfig
+from ring_jax import sharding
+from ring_jax.config import RunConfig
 from ring_jax.model.flops import flops_per_token
-from ring_jax.plan.abstract import abstract_mesh_of, abstract_state
+from ring_jax.plan.abstract import abstract_state
 from ring_jax.plan.collectives import Collective
 from ring_jax.plan.compile import CompiledStep, Overflow, compile_step
 from ring_jax.plan.kernel_scalars import our_kernels
@@ -43,7 +44,9 @@ class Plan:
     @property
     def tokens_per_second_per_chip(self) -> float:
         """Estimate; of all tokens, with rows full."""
-        return self.step.num_tokens / self.time.seconds / self.pod.num_chips
+        return self.time.tokens_per_second_per_chip(
+            self.step.num_tokens, num_devices=self.pod.num_devices, tpu=self.pod.tpu
+        )
 
     @property
     def model_flops(self) -> float:
@@ -55,8 +58,9 @@ class Plan:
     @property
     def mfu(self) -> float:
         """Estimate: model FLOPs / (seconds * devices * peak)."""
-        peak = self.pod.num_devices * self.pod.tpu.flops_per_second
-        return self.model_flops / (self.time.seconds * peak)
+        return self.time.mfu(
+            self.model_flops, num_devices=self.pod.num_devices, tpu=self.pod.tpu
+        )
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -100,7 +104,7 @@ def plan_step(
 
 def checkpoint_bytes(config: RunConfig) -> int:
     """Returns the bytes of the state, whatever mesh it is on."""
-    with jax.sharding.use_abstract_mesh(abstract_mesh_of(MeshConfig())):
+    with jax.sharding.use_abstract_mesh(sharding.abstract_mesh()):
         leaves = jax.tree.leaves(abstract_state(config))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 

@@ -50,12 +50,11 @@ def compile_best(
     Raises:
       ConfigError: no mesh divides the model and the batch.
     """
-    fitting = [c for c in rank(config, pod) if c.prediction.hbm_bytes <= _room(pod)]
+    scales = dict.fromkeys(REMAT, 1.0)
     num_fits = 0
-    for candidate in _distinct(fitting)[:NUM_TRIED]:
-        outcome = _try(candidate, pod, cache)
-        yield Tried(candidate, outcome)
-        num_fits += isinstance(outcome, Plan)
+    for tried in _try_in_order(_distinct(rank(config, pod), pod), pod, scales, cache):
+        yield tried
+        num_fits += isinstance(tried.outcome, Plan)
         if num_fits == NUM_COMPILED:
             return
 
@@ -78,15 +77,37 @@ def compile_until_it_fits(
         remat=train.remat, num_microbatches=train.num_microbatches
     )
     scales = dict.fromkeys(REMAT, overflow.needed / predicted.hbm_bytes)
+    for tried in _try_in_order(candidates, pod, scales, cache):
+        yield tried
+        if isinstance(tried.outcome, Plan):
+            return
     smallest = min(candidates, key=_hbm_bytes)
-    for _ in range(NUM_TRIED):
-        fitting = [c for c in candidates if _scaled(c, scales) <= _room(pod)]
-        candidate = fitting[0] if fitting else smallest
+    yield Tried(smallest, _try(smallest, pod, cache))
+
+
+def _try_in_order(
+    candidates: list[Candidate],
+    pod: Pod,
+    scales: dict[str, float],
+    cache: pathlib.Path,
+) -> Iterator[Tried]:
+    """Compiles the first candidates that should fit, and learns from those that do not.
+
+    Args:
+      candidates: in order.
+      pod: for which.
+      scales: remat -> bytes by the compiler for each that the closed form predicts.
+      cache: of compiled steps.
+    """
+    num_tried = 0
+    for candidate in candidates:
+        if _scaled(candidate, scales) > _room(pod):
+            continue
         outcome = _try(candidate, pod, cache)
         yield Tried(candidate, outcome)
-        if isinstance(outcome, Plan) or candidate is smallest:
+        num_tried += 1
+        if num_tried == NUM_TRIED:
             return
-        candidates.remove(candidate)
         if isinstance(outcome, Overflow):
             scale = outcome.needed / candidate.prediction.hbm_bytes
             scales[candidate.config.train.remat] = scale
@@ -148,18 +169,23 @@ def _room(pod: Pod) -> float:
     return (1.0 - SPARE) * pod.tpu.hbm_bytes
 
 
-def _distinct(candidates: list[Candidate]) -> list[Candidate]:
-    """Returns the best candidate of each mesh and remat, in order."""
+def _distinct(candidates: list[Candidate], pod: Pod) -> list[Candidate]:
+    """Returns the best candidate that should fit of each mesh and remat, in order."""
     best: dict[tuple, Candidate] = {}
     for candidate in candidates:
+        if candidate.prediction.hbm_bytes > _room(pod):
+            continue
         key = (candidate.config.mesh, candidate.config.train.remat)
         best.setdefault(key, candidate)
     return list(best.values())
 
 
-def _seconds(candidate: Candidate) -> tuple[float, int]:
-    """Orders by time; of equals, larger microbatches keep the matrix units busier."""
-    return candidate.prediction.seconds, candidate.config.train.num_microbatches
+def _seconds(candidate: Candidate) -> tuple[float, int, int]:
+    """Orders by time; of equals, the simpler mesh and the larger microbatch."""
+    sizes = dataclasses.astuple(candidate.config.mesh)
+    num_axes = sum(size > 1 for size in sizes)
+    num_parts = candidate.config.train.num_microbatches
+    return candidate.prediction.seconds, num_axes, num_parts
 
 
 def _hbm_bytes(candidate: Candidate) -> float:

@@ -97,8 +97,9 @@ def test_a_sum_over_slices_is_paced_by_the_network(small_run):
     )
     tpu = POD.tpu
     ratio = 2 * tpu.link_bytes_per_second / tpu.network_bytes_per_second
-    # Norms are split, too, so that all sums run over the first axis alone.
-    assert across.sum_seconds == pytest.approx(ratio * within.sum_seconds)
+    # Norms and routers, a hundredth of the parameters, are summed over fsdp, too.
+    expected = pytest.approx(ratio * within.sum_seconds, rel=0.01)
+    assert across.sum_seconds == expected
 
 
 def test_candidates_divide_everything_and_use_all_devices(small_run):
@@ -115,8 +116,9 @@ def test_candidates_divide_everything_and_use_all_devices(small_run):
 
 
 def test_a_batch_that_nothing_divides_is_refused_in_a_line(small_run):
+    # Three rows of an odd length; a tensor axis has room for two devices.
     with pytest.raises(ConfigError, match="global_batch_size=3"):
-        rank(small_run(global_batch_size=3), POD)
+        rank(small_run(global_batch_size=3, seq_len=255), POD)
 
 
 def test_ling_lite_on_a_pod_is_ranked_in_seconds(small_run):
