@@ -39,21 +39,19 @@ from ring_jax.config import (
     StageConfig,
     TrainConfig,
 )
-from ring_jax.plan.collectives import PlacedMesh
 from ring_jax.plan.compile import Overflow, default_cache
 from ring_jax.plan.cost import plan_step
+from ring_jax.plan.links import PlacedMesh
 from ring_jax.plan.step_time import StepTime, axis_seconds, estimate_step
 from ring_jax.plan.topology import find_pod
 
-TOPOLOGIES = {"v5p-64": "v5p:4x4x2", "v6e-64": "v6e:8x8"}
-"""Accelerator, as both sides name it -> our topology."""
+TOPOLOGIES = ("v5p-64", "v6e-64")
+"""Accelerators, as both sides name them: 2 x 4 x 4 and 8 x 8 chips."""
 SEQ_LEN, ROWS_PER_CHIP = 4096, 2
 CALIBRATION = ("v5p-64", 1.429)
 """Seconds of MaxText's step by an estimator of other authors (November 2026), in which
 all axes of a slice were rings."""
 CALIBRATION_SHARE = 0.1
-PEER_TERAFLOPS = 134.4
-"""Of a device's 8,192 tokens: what MaxText logs for this model."""
 GIB = 2**30
 STOPPED_BY_CHECK = 3
 
@@ -89,7 +87,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--topologies", nargs="+", choices=[*TOPOLOGIES], default=[*TOPOLOGIES]
+        "--topologies", nargs="+", choices=TOPOLOGIES, default=TOPOLOGIES
     )
     parser.add_argument(
         "--maxtext-python", type=pathlib.Path, help="of an environment with MaxText"
@@ -115,7 +113,7 @@ def main() -> None:
 
 def our_side(accelerator: str, *, fresh: bool) -> Side:
     """Compiles and times our step."""
-    pod = find_pod(TOPOLOGIES[accelerator])
+    pod = find_pod(accelerator)
     run = RunConfig(
         model=ModelConfig(),
         mesh=MeshConfig(data=1, fsdp=pod.num_devices),
@@ -155,7 +153,7 @@ def peer_side(accelerator: str, python: pathlib.Path) -> Side:
             kernel_scalars=maxtext_kernels.kernel_scalars,
             categories=maxtext_kernels.CATEGORIES,
         )
-    flops = PEER_TERAFLOPS * 1e12 * mesh.num_devices
+    flops = found["model_flops_per_device"] * mesh.num_devices
     return Side(
         time,
         time.mfu(flops, num_devices=mesh.num_devices, tpu=tpu),

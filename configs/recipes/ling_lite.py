@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the recipes for Ling-lite share: full fine-tuning of all 16.8B parameters.
+"""What the recipes share: full fine-tuning in two stages.
 
 Files beside this one choose a pod, its mesh and the batch; this is no run by itself.
-The sources are JSON lines of conversations, and the model a folder from the Hub: name
-yours with `--config.data.sources.reasoning.path=...` and `--config.init_from=...`.
+The sources are JSON lines of conversations, and the model is a folder from the Hub:
+name yours with `--config.data.sources.reasoning.path=...`, `--config.init_from=...` and
+`--config.data.tokenizer.path=...`. `ring plan` reads none of them.
 """
 
 from ring_jax.config import (
@@ -17,13 +18,22 @@ from ring_jax.config import (
     TrainConfig,
 )
 
-MODEL_FOLDER = "models/Ling-lite"
-
 
 def fine_tuning(
-    *, mesh: MeshConfig, train: TrainConfig, model: ModelConfig | None = None
+    *,
+    mesh: MeshConfig,
+    train: TrainConfig,
+    model: ModelConfig | None = None,
+    folder: str = "models/Ling-lite",
 ) -> RunConfig:
-    """Returns two stages: reasoning, then generalisation with reasoning replayed."""
+    """Returns a run of two stages: reasoning, then generalisation with replay.
+
+    Args:
+      mesh: of the pod.
+      train: batch, row length, remat.
+      model: Ling-lite's where none is given.
+      folder: of the model on the Hub, with its tokenizer.
+    """
     sources = {
         "reasoning": SourceConfig(path="data/reasoning.jsonl", num_rows=400_000),
         "general": SourceConfig(path="data/general.jsonl", num_rows=400_000),
@@ -31,7 +41,7 @@ def fine_tuning(
     return RunConfig(
         model=model or ModelConfig(),
         mesh=mesh,
-        data=DataConfig(tokenizer=TokenizerConfig(path=MODEL_FOLDER), sources=sources),
+        data=DataConfig(tokenizer=TokenizerConfig(path=folder), sources=sources),
         train=train,
         stages={
             "reasoning": StageConfig(
@@ -47,5 +57,5 @@ def fine_tuning(
                 warmup_steps=30,
             ),
         },
-        init_from=MODEL_FOLDER,
+        init_from=folder,
     )

@@ -9,10 +9,12 @@ import ml_collections
 from configs.recipes.ling_lite import fine_tuning
 from ring_jax.config import MeshConfig, TrainConfig, to_config_dict
 
+TOPOLOGY = "v5p-64"
+
 
 def get_config() -> ml_collections.ConfigDict:
     run = fine_tuning(
         mesh=MeshConfig(data=1, fsdp=32),
-        train=TrainConfig(global_batch_size=32, seq_len=16384, remat="block"),
+        train=TrainConfig(global_batch_size=32, seq_len=16384),
     )
     return to_config_dict(run)

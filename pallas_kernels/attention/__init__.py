@@ -86,9 +86,9 @@ def context_attention(
 ) -> jax.Array:
     """Does what `packed_attention` does, for rows that are split over a mesh axis.
 
-    For the body of `jax.shard_map`. With C devices along the axis, a device has the
-    part of T = S / C tokens that `zigzag` gave it of each row of S. Keys and values are
-    gathered in both passes, and their gradients scattered: memory is linear in S.
+    For the body of `jax.shard_map`. A device has the T tokens of each row that `zigzag`
+    gave it. Keys and values of whole rows are gathered in both passes, and the sums of
+    their gradients scattered: memory is linear in the row.
 
     Args:
       query_BTNH: float[B, T, N, H], T even.

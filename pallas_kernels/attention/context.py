@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows that are split over a mesh axis, so that every device has equal work.
 
-A row of S positions is cut into 2 C chunks for C devices. Device i has chunk i and
-chunk 2 C - 1 - i: under a causal mask what the early one sees less the late one sees
-more (Llama 3, arXiv:2407.21783, section 3.3.2).
+A row is cut into 2 J chunks for J devices. Device i has chunks i and 2 J - 1 - i: under
+a causal mask the late one sees more by what the early one sees less (Llama 3,
+arXiv:2407.21783, section 3.3.2).
 
-    row order     0 1 2 3 4 5 6 7        C = 4
-    zigzag        0 7|1 6|2 5|3 4        a part for each device
+    row        0 1 2 3 4 5 6 7        J = 4
+    zigzag     0 7|1 6|2 5|3 4        a part for each device
 """
 
 import dataclasses
@@ -23,13 +23,12 @@ def zigzag[X: (jax.Array, np.ndarray)](x: X, num_shards: int, *, axis: int = 1) 
     """Brings rows into the order in which equal parts are the devices' own.
 
     Args:
-      x: [..., S, ...], S a multiple of twice `num_shards`; of numpy or jax, as the
-        result is.
-      num_shards: C, devices that share a row.
+      x: [..., J * T, ...], of numpy or jax, as the result is; T is even.
+      num_shards: J, devices that share a row.
       axis: dimension of the positions.
 
     Returns:
-      x with its chunks in the order 0, 2C-1, 1, 2C-2, ..., C-1, C.
+      x with its chunks in the order 0, 2J-1, 1, 2J-2, ..., J-1, J.
 
     Raises:
       ValueError: the row has not that many chunks of one length.
@@ -79,15 +78,15 @@ class Context:
     def parts(self, x: jax.Array) -> jax.Array:
         """Gathers the parts of all devices, [J, ...].
 
-        As the leading dimension: the TPU's compiler makes all-reduces, which move twice
-        the bytes, of sums that are scattered along another one.
+        In front, since the TPU's compiler makes an all-reduce, which moves twice the
+        bytes, of a sum that is scattered along another dimension.
         """
         if self.num_shards == 1:
             return x[None]
         return jax.lax.all_gather(x, self.axis_name)
 
     def own_sum(self, x: jax.Array) -> jax.Array:
-        """Sums the devices' [J, ...]; each takes its own. The transpose of `parts`."""
+        """Sums [J, ...] over the devices, for each its own: `parts` transposed."""
         if self.num_shards == 1:
             return x[0]
         return jax.lax.psum_scatter(x, self.axis_name)

@@ -19,6 +19,9 @@ and start are then lanes of one row: nothing is broadcast to 128 lanes, in HBM n
 and reductions over keys add whole registers. The G heads that read
 a key/value head are in one block of queries, so that keys and values are fetched once
 for all of them.
+
+Of a row that is split over devices (`context.py`) the queries at hand are two chunks,
+and the keys lie in the order of the devices: a visit knows where in the row both are.
 """
 
 import dataclasses
@@ -139,7 +142,8 @@ def plan_visits(spans: Spans, *, owned_by: str) -> tuple[Visits, jax.Array]:
       The visits, and how many there are.
     """
     start_BT, block = spans.start_BT, spans.block
-    place = {"query": jnp.asarray(spans.query_J) // block, "key": spans.key_J // block}
+    key_J = spans.key_J // block
+    place = {"query": jnp.asarray(spans.query_J) // block, "key": jnp.asarray(key_J)}
     num = {side: len(places) for side, places in place.items()}
     num_own = num[owned_by]
     low_BJ, high_BJ = _met_blocks(start_BT[:, ::block] // block, place, owned_by)
@@ -152,19 +156,18 @@ def plan_visits(spans: Spans, *, owned_by: str) -> tuple[Visits, jax.Array]:
     row_J, own_J = i_J // num_own, i_J % num_own
     other_J = low_J[i_J] + visit_J - (end_J - count_J)[i_J]
     if owned_by == "query":
-        other_J = jnp.asarray(np.argsort(place["key"]))[other_J]
+        other_J = jnp.asarray(np.argsort(key_J))[other_J]
         queries_J, keys_J = own_J, other_J
     else:
         # Keys that nobody sees may lie behind the last queries.
         other_J = jnp.minimum(other_J, num["query"] - 1)
         queries_J, keys_J = other_J, own_J
-    key_place_J = jnp.asarray(place["key"])
     # The last query of a block starts last.
     last_J = start_BT[:, block - 1 :: block][row_J, queries_J]
-    is_masked_J = place["query"][queries_J] == key_place_J[keys_J]
-    is_masked_J |= last_J > key_place_J[keys_J] * block
+    place_J = place["key"][keys_J]
+    is_masked_J = (place["query"][queries_J] == place_J) | (last_J > place_J * block)
     sight_J = jnp.where(met_J[i_J] == 0, NOTHING, jnp.where(is_masked_J, SOME, ALL))
-    visits = Visits(owner_J, other_J, sight_J, place["query"], key_place_J)
+    visits = Visits(owner_J, other_J, sight_J, place["query"], place["key"])
     return jax.tree.map(lambda x: x.astype(jnp.int32), visits), end_J[-1]
 
 
@@ -437,7 +440,7 @@ def _call(
     B, K, G, T, H = query_BKGTH.shape
     J, _, _, S, _ = inputs["key_SH"].shape
     num_owners = len({"query": spans.query_J, "key": spans.key_J}[kernel.OWNED_BY])
-    specs = _block_specs((G, spans.block, S, H), num_owners, kernel.OWNED_BY)
+    specs = _block_specs((G, spans.block, J, S, H), num_owners, kernel.OWNED_BY)
     visits, num_visits = plan_visits(spans, owned_by=kernel.OWNED_BY)
     fields = jax.tree.leaves(visits)
     arrays = [*inputs.values(), *outputs.values()]
@@ -484,18 +487,22 @@ def _run(kernel: _Kernel, names: list[str], num_blocks: int, *refs: Any) -> None
 
 
 def _block_specs(
-    sizes: tuple[int, int, int, int], num_owners: int, owned_by: str
+    sizes: tuple[int, int, int, int, int], num_owners: int, owned_by: str
 ) -> dict[str, pl.BlockSpec]:
     """Returns the blocks of a visit, by their letters.
 
-    `sizes` are G, the positions of a block, those of a part of the keys, and H.
+    `sizes` are G, the positions of a block, the parts of keys, their positions, and H.
     """
-    G, block, S, H = sizes
-    in_part = S // block
+    G, block, J, S, H = sizes
+
+    def in_parts(b, k, i):
+        # Even scalar divisions show in the time of a step.
+        part, i = _divmod(i, S // block) if J > 1 else (0, i)
+        return part, b, k, i, 0
 
     def spec(side: str, shape: tuple, index: Callable) -> pl.BlockSpec:
         def index_map(k, j, owner_J, other_J, *_):
-            row, own = (f(owner_J[j], num_owners) for f in (jax.lax.div, jax.lax.rem))
+            row, own = _divmod(owner_J[j], num_owners)
             return index(row, k, own if side == owned_by else other_J[j])
 
         return pl.BlockSpec(shape, index_map)
@@ -505,12 +512,15 @@ def _block_specs(
         "1T": spec("query", (None, 1, block), lambda b, k, i: (b, 0, i)),
         "GT": spec("query", (*head, G, block), lambda b, k, i: (b, k, 0, i)),
         "GTH": spec("query", (*head, G, block, H), lambda b, k, i: (b, k, 0, i, 0)),
-        "SH": spec(
-            "key",
-            (None, *head, block, H),
-            lambda b, k, i: (i // in_part, b, k, i % in_part, 0),
-        ),
+        "SH": spec("key", (None, *head, block, H), in_parts),
     }
+
+
+def _divmod(i: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    """Returns i // num and i % num of an i that is not negative."""
+    if num.bit_count() == 1:
+        return i >> (num.bit_length() - 1), i & (num - 1)
+    return jax.lax.div(i, num), jax.lax.rem(i, num)
 
 
 def _fill(ref: jax.Ref, value: float) -> None:

@@ -11,7 +11,7 @@ units that serve in order and DMAs that share the bandwidth of HBM (`timeline.py
 Nothing of it is measured on a TPU.
 
 The dumps are undocumented and tied to libtpu's version, which every `Compilation`
-names; this reads those of 0.0.50.
+names; this reads those of 0.0.50 and 0.0.52.
 """
 
 from pallas_kernels.schedule.compile import (

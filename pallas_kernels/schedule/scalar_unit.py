@@ -107,6 +107,8 @@ class ScalarUnit:
     def _merge(self, instruction: Instruction) -> int | None:
         # The definition that was executed last is that of the edge just taken.
         known = [name for name in instruction.operands if name in self._defined]
+        if not known:
+            return None
         return self._values[max(known, key=self._defined.__getitem__)]
 
     def _choose(self, instruction: Instruction) -> int | None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How `ring plan` shows what it found: tables for people, a mapping for scripts."""
 
-import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import rich.box
@@ -22,6 +21,7 @@ from ring_jax.plan import (
     Pod,
     Tried,
     overrides,
+    total_collectives,
 )
 
 GIB = 2**30
@@ -51,6 +51,8 @@ def print_plan(plan: Plan, rates: Rates, console: rich.console.Console) -> None:
     console.print(_time_table(plan))
     console.print(_collectives_table(plan))
     console.print(_summary_table(plan, rates))
+    if unknown := [name for name, count in plan.time.loops.items() if count is None]:
+        console.print(f"counted once, their length depends on data: {unknown}")
     if plan.step.undonated:
         console.print(
             f"held twice, the donation failed: {', '.join(plan.step.undonated)}",
@@ -114,7 +116,7 @@ def summary(plan: Plan, rates: Rates) -> dict[str, Any]:
         "mfu": plan.mfu,
         "collectives": [
             {"kind": kind, "axis": axis, **dataclasses.asdict(total)}
-            for (kind, axis), total in _collectives(plan).items()
+            for (kind, axis), total in total_collectives(plan.time.collectives).items()
         ],
         "compile_seconds": step.compile_seconds,
         "compile_host_bytes": step.host_bytes,
@@ -169,33 +171,11 @@ def _range(plan: Plan) -> str:
     return f"range {low:,.0f} to {high:,.0f}"
 
 
-@dataclasses.dataclass
-class _Total:
-    """The collectives of a kind over an axis, in a step."""
-
-    count: float = 0.0
-    wire_bytes: float = 0.0
-    """That a device sends."""
-    seconds: float = 0.0
-    exposed_seconds: float = 0.0
-
-
-def _collectives(plan: Plan) -> Mapping[tuple[str, str], _Total]:
-    totals: dict[tuple[str, str], _Total] = collections.defaultdict(_Total)
-    for use in plan.time.collectives:
-        total = totals[use.collective.kind, use.collective.label]
-        total.count += use.times
-        total.wire_bytes += use.times * use.collective.wire_bytes
-        total.seconds += use.seconds
-        total.exposed_seconds += use.exposed_seconds
-    return dict(sorted(totals.items(), key=_wire_bytes, reverse=True))
-
-
 def _collectives_table(plan: Plan) -> rich.table.Table:
     table = _table(
         "collectives", "axis", "a step", "MiB sent (exact)", "ms", "of it exposed"
     )
-    for (kind, axis), total in _collectives(plan).items():
+    for (kind, axis), total in total_collectives(plan.time.collectives).items():
         table.add_row(
             kind,
             axis,
@@ -222,6 +202,11 @@ def _summary_table(plan: Plan, rates: Rates) -> rich.table.Table:
         "estimate; model FLOPs without recomputation / (seconds x devices x peak), "
         f"{plan.model_flops / step.num_tokens / 1e9:.1f} GFLOP a token",
     )
+    known = ", ".join(
+        f"{source} {_share(seconds, sum(time.sources.values()))}"
+        for source, seconds in time.sources.items()
+    )
+    table.add_row("the core's seconds", known, "what they are estimated from")
     table.add_row(
         "compile time",
         f"{step.compile_seconds:,.0f} s",
@@ -280,7 +265,3 @@ def _short(source: str) -> str:
 
 def _second(item: tuple[str, int]) -> int:
     return item[1]
-
-
-def _wire_bytes(item: tuple[tuple[str, str], _Total]) -> float:
-    return item[1].wire_bytes

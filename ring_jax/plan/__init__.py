@@ -12,6 +12,9 @@ from ring_jax.plan.compile import default_cache as default_cache
 from ring_jax.plan.cost import BYTES_PER_SECOND_PER_HOST as BYTES_PER_SECOND_PER_HOST
 from ring_jax.plan.cost import Plan as Plan
 from ring_jax.plan.cost import plan_step as plan_step
+from ring_jax.plan.layouts import collective_lines as collective_lines
+from ring_jax.plan.layouts import parameter_layouts as parameter_layouts
+from ring_jax.plan.layouts import total_collectives as total_collectives
 from ring_jax.plan.memory import EXACT as EXACT
 from ring_jax.plan.memory import PROGRAM as PROGRAM
 from ring_jax.plan.memory import Memory as Memory

@@ -9,9 +9,15 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from ring_jax import sharding
 from ring_jax.batch import Batch
-from ring_jax.config import RunConfig
+from ring_jax.config import MeshConfig, RunConfig
 from ring_jax.train.optimizer import make_optimizer
 from ring_jax.train.state import TrainState, init_state
+
+
+def abstract_mesh_of(config: MeshConfig) -> AbstractMesh:
+    """Returns a mesh of a config's sizes; an axis of -1 has one device."""
+    sizes = dataclasses.asdict(config)
+    return sharding.abstract_mesh(**{axis: max(1, n) for axis, n in sizes.items()})
 
 
 def abstract_state(config: RunConfig) -> TrainState:
@@ -21,7 +27,7 @@ def abstract_state(config: RunConfig) -> TrainState:
 
 
 def abstract_batch(config: RunConfig, mesh: Mesh | AbstractMesh) -> Batch:
-    """Returns a batch of a mesh, laid out as `ring_jax.train` places it."""
+    """Returns a batch of the mesh in force, laid out as `ring_jax.train` places it."""
     shape = (config.train.global_batch_size, config.train.seq_len)
     layout = NamedSharding(mesh, sharding.whole_rows())
     arrays = {}

@@ -10,9 +10,10 @@ Seconds of a step:
 
     compute  model FLOPs * recomputation / (devices * peak * EFFICIENCY)
     weights  gathers in bfloat16 for every pass and microbatch, and the scatter of
-             float32 gradients; they run beside the computation
-    tokens   what an axis that splits a layer's products moves of the residual stream
-    sums     all-reduce of the gradients of what is held whole, once a step
+             gradients in bfloat16; they run beside the computation
+    tokens   rows sent to experts and back, sums over a tensor axis, keys and values
+             gathered over a context axis
+    sums     all-reduce of the gradients of what several devices hold, once a step
 
 A collective of B bytes over n devices takes (n - 1) / n * B / W, an all-reduce twice
 that. W is that of both directions of the links on as many torus axes as n chips span,
@@ -33,7 +34,7 @@ from typing import Any, Self
 import jax
 
 from ring_jax import sharding
-from ring_jax.config import ModelConfig, RunConfig
+from ring_jax.config import ConfigError, ModelConfig, RunConfig
 from ring_jax.model.flops import flops_per_token
 from ring_jax.plan.abstract import abstract_state
 from ring_jax.plan.topology import Pod
@@ -50,17 +51,17 @@ class RematCost:
 
     recomputation: float
     """FLOPs of a step relative to one that recomputes nothing."""
-    num_gathers: int
-    """Times that a weight is gathered in a microbatch."""
+    num_passes: int
+    """Of a layer in a microbatch that need its weights, forward and again."""
     saved: tuple[int, int, int]
     """Kept of a token and layer: copies of the residual stream, of what attention and
     shared experts compute inside (0 or 1), and of the rows of routed experts."""
 
 
 REMAT = {
-    "none": RematCost(1.0, num_gathers=1, saved=(7, 1, 1)),
-    "matmuls": RematCost(1.2, num_gathers=2, saved=(3, 1, 0)),
-    "block": RematCost(4 / 3, num_gathers=2, saved=(1, 0, 0)),
+    "none": RematCost(1.0, num_passes=1, saved=(7, 1, 1)),
+    "matmuls": RematCost(1.2, num_passes=2, saved=(3, 1, 0)),
+    "block": RematCost(4 / 3, num_passes=2, saved=(1, 0, 0)),
 }
 
 
@@ -100,24 +101,28 @@ class Leaf:
 
     @functools.cached_property
     def gathered(self) -> tuple[str, ...]:
-        """Axes over which a layer needs it whole: they split rows of the batch, too.
+        """Axes over which a layer needs it whole: those whose devices have own tokens.
 
-        Experts stay where they are: their own axis is not among them.
+        The axis that experts alone are split over is not among them.
         """
-        rows = batch_axes()
         return tuple(
             axis
             for axes in self.axes
             if axes != (sharding.EXPERT_AXIS,)
             for axis in axes
-            if axis in rows
+            if axis in sharding.TOKEN_AXES
         )
 
     @functools.cached_property
     def copied(self) -> tuple[str, ...]:
         """Axes along which each device has a copy, and a gradient to be summed."""
         stored = {axis for axes in self.axes for axis in axes}
-        return tuple(axis for axis in batch_axes() if axis not in stored)
+        return tuple(axis for axis in sharding.TOKEN_AXES if axis not in stored)
+
+    @property
+    def is_of_experts(self) -> bool:
+        """Whether an axis splits the experts themselves."""
+        return (sharding.EXPERT_AXIS,) in self.axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +132,8 @@ class ClosedForm:
     config: RunConfig
     pod: Pod
     leaves: tuple[Leaf, ...]
+    useless_axes: tuple[str, ...]
+    """Axes of the mesh that do not divide the model even by two."""
     model_flops: float
     """Of a step."""
 
@@ -137,45 +144,45 @@ class ClosedForm:
         mean_context = (train.seq_len + 1) / 2
         per_token = flops_per_token(config.model, mean_context=mean_context)
         flops = per_token * train.global_batch_size * train.seq_len
-        return cls(config, pod, tuple(_leaves(config)), flops)
+        leaves, useless = _leaves(config)
+        return cls(config, pod, tuple(leaves), useless, flops)
 
     def divides(self, mesh: MeshShape) -> bool:
         """Whether a mesh splits state and batch evenly."""
-        train, (rows, tokens) = self.config.train, _batch_layout()
+        train, num_parts = self.config.train, mesh[sharding.CONTEXT_AXIS]
+        # Two chunks a device: see pallas_kernels/attention/context.py.
+        num_chunks = 1 if num_parts == 1 else 2 * num_parts
         return (
-            train.global_batch_size % size_of(rows, mesh) == 0
-            and train.seq_len % size_of(tokens, mesh) == 0
+            train.global_batch_size % size_of(sharding.BATCH_AXES, mesh) == 0
+            and train.seq_len % num_chunks == 0
+            and all(mesh[axis] == 1 for axis in self.useless_axes)
             and all(leaf.divides(mesh) for leaf in self.leaves)
         )
 
     def on(self, mesh: MeshShape) -> "OnMesh":
         """Returns what depends on the mesh alone."""
         weights = [leaf for leaf in self.leaves if leaf.is_weight]
-        links = _Links(mesh, self.pod)
-        num_layers = self.config.model.num_layers
-        whole = [
-            leaf.size * size_of(leaf.gathered, mesh) / leaf.shards(mesh)
-            for leaf in weights
-        ]
-        pairs = list(zip(weights, whole, strict=True))
+        links, num_layers = _Links(mesh, self.pod), self.config.model.num_layers
+        blocks = [leaf.size / leaf.shards(mesh) for leaf in weights]
+        pairs = list(zip(weights, blocks, strict=True))
+        whole = [(leaf, size_of(leaf.gathered, mesh) * block) for leaf, block in pairs]
         return OnMesh(
             model=self,
             mesh=mesh,
-            gather_seconds=sum(
-                links.seconds(leaf.gathered, size) for leaf, size in pairs
+            gather_seconds=sum(links.seconds(leaf.gathered, n) for leaf, n in whole),
+            expert_seconds=sum(
+                links.seconds((sharding.EXPERT_AXIS,), mesh[sharding.EXPERT_AXIS] * n)
+                for leaf, n in whole
+                if leaf.is_of_experts
             ),
-            sum_seconds=sum(
-                links.seconds(leaf.copied, 8 * leaf.size / leaf.shards(mesh))
-                for leaf in weights
-            ),
+            sum_seconds=sum(links.seconds(leaf.copied, 8 * n) for leaf, n in pairs),
             state_bytes=sum(
                 leaf.item_bytes * leaf.size / leaf.shards(mesh) for leaf in self.leaves
             ),
-            num_weights=sum(leaf.size / leaf.shards(mesh) for leaf in weights),
+            num_weights=sum(blocks),
             # Of a layer and of the next; of embedding and head with their gradients.
             gathered_bytes=sum(
-                (4 / num_layers if leaf.is_stacked else 4) * size
-                for leaf, size in pairs
+                (4 / num_layers if leaf.is_stacked else 4) * n for leaf, n in whole
             ),
         )
 
@@ -187,7 +194,9 @@ class OnMesh:
     model: ClosedForm
     mesh: MeshShape
     gather_seconds: float
-    """Of all weights once, at a byte a number."""
+    """Of all weights once, at a byte a number; experts over other axes than theirs."""
+    expert_seconds: float
+    """Of the experts once over their own axis, at a byte a number."""
     sum_seconds: float
     """Of all gradients, once."""
     state_bytes: float
@@ -198,8 +207,8 @@ class OnMesh:
     @property
     def rows_of_device(self) -> int:
         """Of the whole batch."""
-        rows, _ = _batch_layout()
-        return self.model.config.train.global_batch_size // size_of(rows, self.mesh)
+        rows = self.model.config.train.global_batch_size
+        return rows // size_of(sharding.BATCH_AXES, self.mesh)
 
     def predict(self, *, remat: str, num_microbatches: int) -> Prediction:
         """Returns seconds and bytes of a step.
@@ -208,15 +217,23 @@ class OnMesh:
           KeyError: `REMAT` does not know the remat.
         """
         cost = REMAT[remat]
-        wire_bytes = 2 * cost.num_gathers + 4
-        weights = self.gather_seconds * wire_bytes * num_microbatches
         tokens = self._tokens() / num_microbatches
-        exchange = self._exchange_seconds(cost, tokens) * num_microbatches
-        compute = self._compute_seconds(cost)
+        # A byte a number is counted once: two in each pass, and for the gradient.
+        num_wire_bytes = 2 * (cost.num_passes + 1) * num_microbatches
+        weights = self.gather_seconds * num_wire_bytes
+        experts = self.expert_seconds * num_wire_bytes
+        exchange = _Exchange(self.model, self.mesh, cost, tokens)
+        rows = exchange.experts_seconds() * num_microbatches
+        transport = self.model.config.model.moe.transport
+        if transport == "fsdp" or (transport == "auto" and experts <= rows):
+            weights, rows = weights + experts, 0.0
+        moved = rows + exchange.others_seconds() * num_microbatches
         # A microbatch's gradients are added to those of the ones before.
         num_gradients = 1 if num_microbatches == 1 else 2
         return Prediction(
-            seconds=max(compute, weights) + exchange + self.sum_seconds,
+            seconds=max(self._compute_seconds(cost), weights)
+            + moved
+            + self.sum_seconds,
             hbm_bytes=self.state_bytes
             + 4 * num_gradients * self.num_weights
             + _activation_bytes(self.model.config.model, cost, tokens)
@@ -226,7 +243,7 @@ class OnMesh:
     def _tokens(self) -> float:
         """Returns the tokens of a device in a step."""
         train = self.model.config.train
-        split = math.prod(size_of(axes, self.mesh) for axes in _batch_layout())
+        split = size_of(sharding.TOKEN_AXES, self.mesh)
         return train.global_batch_size * train.seq_len / split
 
     def _compute_seconds(self, cost: RematCost) -> float:
@@ -234,21 +251,45 @@ class OnMesh:
         peak = pod.num_devices * pod.tpu.flops_per_second
         return self.model.model_flops * cost.recomputation / (peak * EFFICIENCY)
 
-    def _exchange_seconds(self, cost: RematCost, tokens: float) -> float:
-        """Returns what axes that split a layer's products move of the stream.
 
-        Gathered before the product and scattered after it, in every pass.
-        """
-        config, links = self.model.config.model, _Links(self.mesh, self.model.pod)
-        rows = batch_axes()
-        axes = [axis for axis in self.mesh if axis not in rows]
-        stream_bytes = 2 * tokens * config.model_dim
-        num_times = 2 * (1 + cost.num_gathers)
-        per_layer = sum(
-            num_times * links.seconds((axis,), stream_bytes * self.mesh[axis])
-            for axis in [sharding.EXPERT_AXIS, *axes]
-        )
-        return per_layer * config.num_layers
+@dataclasses.dataclass(frozen=True)
+class _Exchange:
+    """What layers move of the tokens of a microbatch, in all passes."""
+
+    model: ClosedForm
+    mesh: MeshShape
+    cost: RematCost
+    tokens: float
+    """Of a device."""
+
+    def experts_seconds(self) -> float:
+        """Rows to experts and back, by the transport that moves least."""
+        config = self.model.config.model
+        size = self.mesh[sharding.EXPERT_AXIS]
+        # A ring gathers all tokens; the other sends A rows of each, over size / 4 links
+        # in the mean.
+        rows = config.moe.num_experts_per_token * max(1.0, size / 4) / size
+        num_rows = min(1.0, rows) * size * self.tokens
+        # There and back in each forward pass, gradients once more.
+        times = 2 * self.cost.num_passes + 1
+        return times * self._seconds(sharding.EXPERT_AXIS, num_rows * config.model_dim)
+
+    def others_seconds(self) -> float:
+        """Sums over the tensor axis, and what attention gathers over the context's."""
+        config = self.model.config.model
+        # An all-reduce behind attention and experts, and one each for the gradient.
+        sums = 2 * 2 * (self.cost.num_passes + 1)
+        stream = self.tokens * config.model_dim
+        keys = 2 * config.num_kv_heads * config.head_dim * self.tokens
+        whole_keys = keys * self.mesh[sharding.CONTEXT_AXIS]
+        return sums * self._seconds(sharding.TENSOR_AXIS, stream) + (
+            self.cost.num_passes + 1
+        ) * self._seconds(sharding.CONTEXT_AXIS, whole_keys)
+
+    def _seconds(self, axis: str, numbers: float) -> float:
+        """Of bfloat16 numbers in all layers."""
+        links = _Links(self.mesh, self.model.pod)
+        return self.model.config.model.num_layers * links.seconds((axis,), 2 * numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,44 +323,42 @@ def size_of(axes: tuple[str, ...], mesh: MeshShape) -> int:
     return math.prod(mesh[axis] for axis in axes)
 
 
-def batch_axes() -> tuple[str, ...]:
-    """Returns the axes that split the rows of a batch."""
-    return _batch_layout()[0]
+def _leaves(config: RunConfig) -> tuple[list[Leaf], tuple[str, ...]]:
+    """Reads shapes and layouts; returns axes that do not divide the model, too.
 
-
-def _batch_layout() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the axes that split a batch's rows, and those that split a row."""
-    rows, tokens = (_axes(entry) for entry in sharding.activation("BT"))
-    return rows, tokens
-
-
-def _leaves(config: RunConfig) -> list[Leaf]:
-    """Reads shapes and layouts on a mesh of one device."""
-    ones = sharding.abstract_mesh(*(1 for _ in sharding.MESH_AXES))
-    with jax.sharding.use_abstract_mesh(ones):
+    A layout names only axes of several devices, so each axis is looked at alone.
+    """
+    with jax.sharding.use_abstract_mesh(sharding.abstract_mesh()):
         found = jax.tree.leaves_with_path(abstract_state(config))
-    leaves = []
-    for path, leaf in found:
-        layout = () if leaf.sharding is None else leaf.sharding.spec
-        entries = [_axes(entry) for entry in layout]
-        entries += [()] * (leaf.ndim - len(entries))
-        name = jax.tree_util.keystr(path)
-        leaves.append(
-            Leaf(
-                leaf.shape,
-                tuple(entries),
-                leaf.dtype.itemsize,
-                is_weight=name.startswith(".model"),
-                is_stacked="_layers" in name,
-            )
-        )
-    return leaves
+    axes: list[list[tuple[str, ...]]] = [[()] * leaf.ndim for _, leaf in found]
+    useless = []
+    for axis in sharding.MESH_AXES:
+        mesh = sharding.abstract_mesh(**{axis: 2})
+        try:
+            sharding.check_model(config.model, mesh)
+        except ConfigError:
+            useless.append(axis)
+            continue
+        with jax.sharding.use_abstract_mesh(mesh):
+            leaves = jax.tree.leaves(abstract_state(config))
+        for number, leaf in enumerate(leaves):
+            layout = () if leaf.sharding is None else leaf.sharding.spec
+            for dim, entry in enumerate(layout):
+                axes[number][dim] += (axis,) if entry else ()
+    return [
+        _leaf(jax.tree_util.keystr(path), leaf, tuple(axes[number]))
+        for number, (path, leaf) in enumerate(found)
+    ], tuple(useless)
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
-    if entry is None:
-        return ()
-    return (entry,) if isinstance(entry, str) else tuple(entry)
+def _leaf(name: str, array: Any, axes: tuple[tuple[str, ...], ...]) -> Leaf:
+    return Leaf(
+        array.shape,
+        axes,
+        array.dtype.itemsize,
+        is_weight=name.startswith(".model"),
+        is_stacked="_layers" in name,
+    )
 
 
 def _activation_bytes(model: ModelConfig, cost: RematCost, tokens: float) -> float:

@@ -27,7 +27,6 @@ from ring_jax.train import check_run
 from ring_jax.train.optimizer import make_optimizer
 from ring_jax.train.step import make_train_step
 
-GIB = 2**30
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
@@ -64,8 +63,9 @@ def _compile(config: RunConfig, pod: Pod, folder: pathlib.Path) -> dict[str, Any
             overflow = _overflow(str(error).partition("\n")[0], dumps, limit)
             return reply | overflow
         reply["compile_seconds"] = time.perf_counter() - start
-        hlo = compiled.as_text()
-        program_bytes = compiled.memory_analysis().generated_code_size_in_bytes
+        hlo, sizes = compiled.as_text(), compiled.memory_analysis()
+        assert hlo is not None and sizes is not None, "libtpu tells both"
+        program_bytes = sizes.generated_code_size_in_bytes
         memory = _read_memory(hlo, dumps, program_bytes, limit)
     with gzip.open(folder / "step.hlo.gz", "wt", encoding="utf-8") as file:
         file.write(hlo)

@@ -16,12 +16,13 @@ import shutil
 import jax
 
 from ring_jax import sharding
-from ring_jax.config import MeshConfig, RunConfig
+from ring_jax.config import RunConfig
 from ring_jax.model.flops import flops_per_token
 from ring_jax.plan.abstract import abstract_state
-from ring_jax.plan.collectives import Collective, PlacedMesh
+from ring_jax.plan.collectives import Collective
 from ring_jax.plan.compile import CompiledStep, Overflow, compile_step
 from ring_jax.plan.kernel_scalars import our_kernels
+from ring_jax.plan.links import PlacedMesh
 from ring_jax.plan.step_time import Operation, StepTime, Use, estimate_step
 from ring_jax.plan.topology import Pod
 
@@ -43,7 +44,9 @@ class Plan:
     @property
     def tokens_per_second_per_chip(self) -> float:
         """Estimate; of all tokens, with rows full."""
-        return self.step.num_tokens / self.time.seconds / self.pod.num_chips
+        return self.time.tokens_per_second_per_chip(
+            self.step.num_tokens, num_devices=self.pod.num_devices, tpu=self.pod.tpu
+        )
 
     @property
     def model_flops(self) -> float:
@@ -55,8 +58,9 @@ class Plan:
     @property
     def mfu(self) -> float:
         """Estimate: model FLOPs / (seconds * devices * peak)."""
-        peak = self.pod.num_devices * self.pod.tpu.flops_per_second
-        return self.model_flops / (self.time.seconds * peak)
+        return self.time.mfu(
+            self.model_flops, num_devices=self.pod.num_devices, tpu=self.pod.tpu
+        )
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -90,7 +94,7 @@ def plan_step(
     if kept.exists():
         time = _read_time(kept)
     else:
-        time = _estimate(step, pod)
+        time = _estimate(config, step, pod)
         kept.write_text(json.dumps(dataclasses.asdict(time)), "utf-8")
     if step.dump_dir is not None:
         # Gigabytes for a whole model, and read only once.
@@ -100,13 +104,12 @@ def plan_step(
 
 def checkpoint_bytes(config: RunConfig) -> int:
     """Returns the bytes of the state, whatever mesh it is on."""
-    ones = sharding.abstract_mesh(*(1 for _ in dataclasses.fields(MeshConfig)))
-    with jax.sharding.use_abstract_mesh(ones):
+    with jax.sharding.use_abstract_mesh(sharding.abstract_mesh()):
         leaves = jax.tree.leaves(abstract_state(config))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _estimate(step: CompiledStep, pod: Pod) -> StepTime:
+def _estimate(config: RunConfig, step: CompiledStep, pod: Pod) -> StepTime:
     placed = PlacedMesh(
         mesh_shape=step.mesh_shape,
         coordinates=tuple(dataclasses.astuple(place) for place in step.positions),
@@ -116,8 +119,18 @@ def _estimate(step: CompiledStep, pod: Pod) -> StepTime:
         step.hlo,
         placed,
         dump_dir=step.dump_dir,
-        kernel_scalars=our_kernels(pod.tpu.name),
+        kernel_scalars=our_kernels(
+            pod.tpu.name, num_routed_rows=_routed_rows(config, pod)
+        ),
     )
+
+
+def _routed_rows(config: RunConfig, pod: Pod) -> int:
+    """Returns the rows that a device's experts get on the average of a microbatch."""
+    train = config.train
+    num_tokens = train.global_batch_size * train.seq_len // train.num_microbatches
+    num_owners = pod.num_devices // config.mesh.tensor
+    return num_tokens * config.model.moe.num_experts_per_token // num_owners
 
 
 def _read_time(path: pathlib.Path) -> StepTime:
@@ -125,7 +138,8 @@ def _read_time(path: pathlib.Path) -> StepTime:
     uses = []
     for use in tree["collectives"]:
         inner = use["collective"]
-        collective = Collective(**(inner | {"axes": tuple(inner["axes"])}))
+        lists = {name: tuple(inner[name]) for name in ("axes", "links")}
+        collective = Collective(**(inner | lists))
         uses.append(Use(**(use | {"collective": collective})))
     operations = tuple(Operation(**operation) for operation in tree["operations"])
     return StepTime(**(tree | {"collectives": tuple(uses), "operations": operations}))

@@ -10,7 +10,6 @@ a cycle, on the slowest core. Scalar operands that nobody knows (offsets of slic
 0: they move addresses and change no path.
 """
 
-import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +50,7 @@ class Dumps:
             for path in sorted(folder.iterdir())
             if (match := _FILE.match(path.name))
         }
+        self._shapes: dict[str, tuple] = {}
         self._twins = self._index_twins()
         self._seconds: dict[tuple, float | None] = {}
 
@@ -73,14 +73,21 @@ class Dumps:
           Seconds of the slowest core that can be known; None if the first core's path
           depends on more than `scalars`.
         """
-        if scalars is None:
-            sizes = self._program(path).scalar_sizes
-            scalars = {number: np.zeros(size, int) for number, size in sizes.items()}
-        key = path, *((n, values.tobytes()) for n, values in scalars.items())
+        given = () if scalars is None else scalars.items()
+        key = path, *((number, values.tobytes()) for number, values in given)
         if key not in self._seconds:
-            self._seconds[key] = self._run(path, scalars)
+            self._seconds[key] = self._run(read_program(path), scalars)
         return self._seconds[key]
 
+<<<<<<< HEAD
+    def _run(
+        self, program: Program, scalars: Mapping[int, np.ndarray] | None
+    ) -> float | None:
+        if scalars is None:
+            sizes = program.scalar_sizes.items()
+            scalars = {number: np.zeros(size, int) for number, size in sizes}
+        blocks = Blocks(program, cycles_per_matmul=self._tpu.cycles_per_matmul)
+=======
     @functools.lru_cache(maxsize=1)  # noqa: B019  (one program, and the object's life)
     def _program(self, path: Path) -> Program:
         return read_program(path)
@@ -89,6 +96,7 @@ class Dumps:
         blocks = Blocks(
             self._program(path), cycles_per_matmul=self._tpu.cycles_per_matmul
         )
+>>>>>>> main
         slowest = None
         for core in range(self._tpu.num_cores):
             try:
@@ -122,9 +130,13 @@ class Dumps:
             called,
         )
 
-    @functools.cache  # noqa: B019 (likewise)
     def _shape_of(self, name: str) -> tuple:
         """Returns a computation without its names."""
+        if name not in self._shapes:
+            self._shapes[name] = self._work_out_shape(name)
+        return self._shapes[name]
+
+    def _work_out_shape(self, name: str) -> tuple:
         computation = self._module.computations[name]
         place = {i.name: n for n, i in enumerate(computation.instructions)}
         return tuple(

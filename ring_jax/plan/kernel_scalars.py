@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import hardware
-from pallas_kernels.attention.tpu import BLOCK, plan_visits
+from pallas_kernels.attention.context import Context
+from pallas_kernels.attention.flash import Spans, block_of
+from pallas_kernels.attention.tpu import BLOCK, LANES, plan_visits
 from pallas_kernels.expert_mlp.passes import plan_scalars
 from pallas_kernels.schedule import zipf_sizes
 from ring_jax.plan.hlo import Computation, Instruction
@@ -24,8 +25,16 @@ _ATTENTION = "packed_attention_"
 _EXPERTS = re.compile(r"(?:expert_|grouped_)\w+")
 
 
-def our_kernels(device_kind: str) -> KernelScalars:
-    """Returns the scalar operands of kernels of `pallas_kernels` on a chip."""
+def our_kernels(
+    device_kind: str, *, num_routed_rows: int | None = None
+) -> KernelScalars:
+    """Returns the scalar operands of kernels of `pallas_kernels` on a chip.
+
+    Args:
+      device_kind: a key of `hardware.TPUS`.
+      num_routed_rows: that a device's experts get on the average, where their buffers
+        have room for more; None: all rows are used.
+    """
 
     def scalars(
         kernel: Instruction, computation: Computation
@@ -33,7 +42,7 @@ def our_kernels(device_kind: str) -> KernelScalars:
         if kernel.name.startswith(_ATTENTION):
             return _attention_scalars(kernel, computation)
         if _EXPERTS.match(kernel.name):
-            return _expert_scalars(kernel, computation, device_kind)
+            return _expert_scalars(kernel, computation, device_kind, num_routed_rows)
         return None
 
     return scalars
@@ -43,30 +52,35 @@ def _attention_scalars(
     kernel: Instruction, computation: Computation
 ) -> dict[int, np.ndarray]:
     """The number of visits, which the grid depends on, and the visits."""
-    query_BKGTH = next(
+    operands = (
         shape.dims
         for name in kernel.operands
         for shape in computation.by_name[name].shapes
         if len(shape.dims) == 5
     )
-    B, T = query_BKGTH[0], query_BKGTH[3]
+    (B, _, _, T, _), (J, _, _, _, _) = next(operands), next(operands)
+    block = block_of(T, J * T, largest=BLOCK, unit=LANES)
+    # The first device's part of the row; zigzag order gives all equally many visits.
+    positions = Context(num_shards=J).positions(T)[::block]
     owner = "key" if "keyvalue" in kernel.name else "query"
     with jax.default_device(jax.devices("cpu")[0]):
-        visits, num_visits = plan_visits(
-            jnp.zeros((B, T), jnp.int32), block=min(BLOCK, T), owned_by=owner
-        )
+        spans = Spans(jnp.zeros((B, T), jnp.int32), positions[: T // block], positions)
+        visits, num_visits = plan_visits(spans, owned_by=owner)
     leaves = [num_visits, *jax.tree.leaves(visits)]
     return dict(enumerate(np.asarray(leaf).reshape(-1) for leaf in leaves))
 
 
 def _expert_scalars(
-    kernel: Instruction, computation: Computation, device_kind: str
+    kernel: Instruction,
+    computation: Computation,
+    device_kind: str,
+    num_routed_rows: int | None,
 ) -> dict[int, np.ndarray]:
     """The leaves of the plan of the rows: the kernel's first operands."""
     operands = [computation.by_name[name] for name in kernel.operands]
     shapes = [shape for i in (*operands, kernel) for shape in i.shapes]
     num_groups = next(shape.dims[0] for shape in shapes if len(shape.dims) == 3)
     num_rows = max(shape.dims[0] for shape in shapes if len(shape.dims) == 2)
-    sizes = tuple(zipf_sizes(num_rows, num_groups).tolist())
-    assert device_kind in hardware.TPUS, f"no TPU kernels for {device_kind}"
+    num_used = min(num_rows, num_routed_rows or num_rows)
+    sizes = tuple(zipf_sizes(num_used, num_groups).tolist())
     return plan_scalars(device_kind, num_rows, sizes)

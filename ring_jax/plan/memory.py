@@ -124,28 +124,23 @@ def read_memory(
       limit: bytes that a program may have.
     """
     arguments = {argument.number: argument for argument in read_arguments(hlo)}
-    categories = dict.fromkeys((*EXACT, *ATTRIBUTED), 0)
+    categories: dict[str, int] = dict.fromkeys((*EXACT, *ATTRIBUTED), 0)
     buffers, heap = [], []
     for size, kind, values in _allocations(assignment):
-        number = re.match(r"parameter (\d+)", kind)
-        if number is not None:
-            argument = arguments.get(int(number.group(1)))
-            category = argument.category if argument else "constants"
-            path = argument.path if argument else kind
-            shape = re.search(r"\|([^|]*)\|", kind)
-            buffers.append(Buffer(category, size, shape[1] if shape else "", path))
-        elif "preallocated-temp" in kind:
+        if "preallocated-temp" in kind:
             heap += _read_values(values, live_ranges)
             category = "temporaries"
+        elif kind.startswith("parameter "):
+            buffers.append(_argument_buffer(size, kind, arguments))
+            category = buffers[-1].category
         else:
             category = "results" if "maybe-live-out" in kind else "constants"
         categories[category] += size
     for buffer in _at_fullest(heap, hlo, arguments.values()):
         buffers.append(buffer)
-        if buffer.category != "temporaries":
-            categories[buffer.category] += buffer.num_bytes
-            categories["temporaries"] -= buffer.num_bytes
-    buffers.sort(key=lambda buffer: -buffer.num_bytes)
+        categories["temporaries"] -= buffer.num_bytes
+        categories[buffer.category] += buffer.num_bytes
+    buffers.sort(key=_num_bytes, reverse=True)
     categories[PROGRAM] = program_bytes
     return Memory(categories, limit, tuple(buffers[:NUM_LARGEST]))
 
@@ -176,6 +171,20 @@ def undonated(hlo: str) -> list[str]:
         for argument in read_arguments(hlo)
         if argument.path.startswith("state.") and argument.number not in kept
     ]
+
+
+def _argument_buffer(size: int, kind: str, arguments: Mapping[int, Argument]) -> Buffer:
+    """Reads "parameter 12, shape |f32[8,64]| at ShapeIndex {}"; the size is padded."""
+    number = int(kind.removeprefix("parameter ").partition(",")[0])
+    shape = kind.partition("|")[2].partition("|")[0]
+    argument = arguments.get(number)
+    if argument is None:
+        return Buffer("constants", size, shape, kind)
+    return Buffer(argument.category, size, shape, argument.path)
+
+
+def _num_bytes(buffer: Buffer) -> int:
+    return buffer.num_bytes
 
 
 def _allocations(assignment: str) -> Iterable[tuple[int, str, list[str]]]:

@@ -50,12 +50,11 @@ def compile_best(
     Raises:
       ConfigError: no mesh divides the model and the batch.
     """
-    fitting = [c for c in rank(config, pod) if c.prediction.hbm_bytes <= _room(pod)]
+    scales = dict.fromkeys(REMAT, 1.0)
     num_fits = 0
-    for candidate in _distinct(fitting)[:NUM_TRIED]:
-        outcome = _try(candidate, pod, cache)
-        yield Tried(candidate, outcome)
-        num_fits += isinstance(outcome, Plan)
+    for tried in _try_in_order(_distinct(rank(config, pod), pod), pod, scales, cache):
+        yield tried
+        num_fits += isinstance(tried.outcome, Plan)
         if num_fits == NUM_COMPILED:
             return
 
@@ -65,25 +64,57 @@ def compile_until_it_fits(
 ) -> Iterator[Tried]:
     """Compiles changes to a step that overflowed, the cheapest first; ends with a fit.
 
-    The closed form's bytes are scaled to agree with the compiler's for the step that
-    overflowed; the candidates that then fit are tried from the fastest on, and last the
-    one that takes least.
+    The closed form's bytes are scaled to agree with the compiler's, first for the step
+    that overflowed, then for each remat by what was compiled with it. Candidates that
+    so fit are tried from the fastest on, and last the one that takes least.
+
+    Raises:
+      ConfigError: no mesh divides the model and the batch.
     """
-    candidates = rank(config, pod)
-    train = config.train
-    given = (
-        ClosedForm.of(config, pod)
-        .on(overflow.mesh_shape)
-        .predict(remat=train.remat, num_microbatches=train.num_microbatches)
+    train, candidates = config.train, rank(config, pod)
+    given = ClosedForm.of(config, pod).on(overflow.mesh_shape)
+    predicted = given.predict(
+        remat=train.remat, num_microbatches=train.num_microbatches
     )
-    scale = overflow.needed / given.hbm_bytes
-    fitting = [c for c in candidates if c.prediction.hbm_bytes * scale <= _room(pod)]
+    scales = dict.fromkeys(REMAT, overflow.needed / predicted.hbm_bytes)
+    for tried in _try_in_order(candidates, pod, scales, cache):
+        yield tried
+        if isinstance(tried.outcome, Plan):
+            return
     smallest = min(candidates, key=_hbm_bytes)
-    for candidate in [*_distinct(fitting)[: NUM_TRIED - 1], smallest]:
+    yield Tried(smallest, _try(smallest, pod, cache))
+
+
+def _try_in_order(
+    candidates: list[Candidate],
+    pod: Pod,
+    scales: dict[str, float],
+    cache: pathlib.Path,
+) -> Iterator[Tried]:
+    """Compiles the first candidates that should fit, and learns from those that do not.
+
+    Args:
+      candidates: in order.
+      pod: for which.
+      scales: remat -> bytes by the compiler for each that the closed form predicts.
+      cache: of compiled steps.
+    """
+    num_tried = 0
+    for candidate in candidates:
+        if _scaled(candidate, scales) > _room(pod):
+            continue
         outcome = _try(candidate, pod, cache)
         yield Tried(candidate, outcome)
-        if isinstance(outcome, Plan):
+        num_tried += 1
+        if num_tried == NUM_TRIED:
             return
+        if isinstance(outcome, Overflow):
+            scale = outcome.needed / candidate.prediction.hbm_bytes
+            scales[candidate.config.train.remat] = scale
+
+
+def _scaled(candidate: Candidate, scales: Mapping[str, float]) -> float:
+    return scales[candidate.config.train.remat] * candidate.prediction.hbm_bytes
 
 
 def overrides(before: RunConfig, after: RunConfig) -> list[str]:
@@ -138,18 +169,23 @@ def _room(pod: Pod) -> float:
     return (1.0 - SPARE) * pod.tpu.hbm_bytes
 
 
-def _distinct(candidates: list[Candidate]) -> list[Candidate]:
-    """Returns the best candidate of each mesh and remat, in order."""
+def _distinct(candidates: list[Candidate], pod: Pod) -> list[Candidate]:
+    """Returns the best candidate that should fit of each mesh and remat, in order."""
     best: dict[tuple, Candidate] = {}
     for candidate in candidates:
+        if candidate.prediction.hbm_bytes > _room(pod):
+            continue
         key = (candidate.config.mesh, candidate.config.train.remat)
         best.setdefault(key, candidate)
     return list(best.values())
 
 
-def _seconds(candidate: Candidate) -> tuple[float, int]:
-    """Orders by time; of equals, larger microbatches keep the matrix units busier."""
-    return candidate.prediction.seconds, candidate.config.train.num_microbatches
+def _seconds(candidate: Candidate) -> tuple[float, int, int]:
+    """Orders by time; of equals, the simpler mesh and the larger microbatch."""
+    sizes = dataclasses.astuple(candidate.config.mesh)
+    num_axes = sum(size > 1 for size in sizes)
+    num_parts = candidate.config.train.num_microbatches
+    return candidate.prediction.seconds, num_axes, num_parts
 
 
 def _hbm_bytes(candidate: Candidate) -> float:

@@ -3,7 +3,7 @@
 
 The schedule is walked (`walk.py`), each operation costed from the compiler's own code
 of it (`op_cost.py`) and each collective from the bandwidth of links
-(`collectives.py`). Nothing of it is measured on a TPU: docs/parallelism.md says how far
+(`links.py`). Nothing of it is measured on a TPU: docs/parallelism.md says how far
 to trust it.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pallas_kernels.hardware import Tpu
 from ring_jax.plan.categories import OURS, Category
-from ring_jax.plan.collectives import UNCERTAINTY, PlacedMesh
 from ring_jax.plan.dumps import Dumps
 from ring_jax.plan.hlo import parse_module
+from ring_jax.plan.links import UNCERTAINTY, PlacedMesh
 from ring_jax.plan.op_cost import KernelScalars, OpCosts
 from ring_jax.plan.walk import Operation, Pace, Use, Walk
 

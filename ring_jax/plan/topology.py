@@ -135,4 +135,5 @@ def position(device: Any) -> Position:
     """Returns where a TPU device is; a lone slice is number 0."""
     # Only devices of several slices know their slice.
     number = getattr(device, "slice_index", 0) or 0
-    return Position(number, *device.coords, device.core_on_chip)
+    x, y, z = device.coords
+    return Position(number, x, y, z, device.core_on_chip)

@@ -5,7 +5,8 @@ The TensorCore runs the schedule in order: operations one after the other
 (`op_cost.py`), the body of a loop as often as its trip count. What the schedule starts
 and awaits later runs beside that, in a queue for each resource:
 
-    links       one queue a mesh axis: collectives over an axis share its links
+    links       one queue for those along each torus axis, each way: collectives that
+                need the same links share them
     hbm         copies between HBM and VMEM
     sparsecore  gathers and scatters that the SparseCores do
 
@@ -18,11 +19,11 @@ import dataclasses
 from ring_jax.plan.categories import Category, categorize
 from ring_jax.plan.collectives import (
     Collective,
-    PlacedMesh,
     inner_collective,
     read_collective,
 )
 from ring_jax.plan.hlo import Computation, Instruction, Module
+from ring_jax.plan.links import PlacedMesh
 from ring_jax.plan.loops import trip_count
 from ring_jax.plan.op_cost import FREE, OpCosts
 
@@ -237,10 +238,10 @@ class Walk:
 
     def _enqueue(self, collective: Collective) -> float:
         """Returns when a collective ends that starts as soon as its links are free."""
-        queues = [f"links of {axis}" for axis in collective.axes]
-        begin = max([self.now, *(self._queues[queue] for queue in queues)])
+        links = collective.links
+        begin = max([self.now, *(self._queues[link] for link in links)])
         end = begin + collective.seconds * self._pace.links
-        for queue in queues:
+        for queue in links:
             self._queues[queue] = end
         return end
 

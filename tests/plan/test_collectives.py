@@ -6,9 +6,10 @@ import itertools
 import pytest
 
 from pallas_kernels.hardware import TPUS
-from ring_jax.plan.collectives import Collective, PlacedMesh, read_collective
+from ring_jax.plan.collectives import Collective, read_collective
 from ring_jax.plan.device_groups import mesh_axes, replica_groups
 from ring_jax.plan.hlo import Instruction, parse_module
+from ring_jax.plan.links import HOP_SECONDS, PlacedMesh
 
 V5P, V6E = TPUS["TPU v5p"], TPUS["TPU v6 lite"]
 RING_3D = '{"emitter":"RotatedPincerEmitter","debug":"active_dims:111 dim_sizes:4,4,4"}'
@@ -17,14 +18,15 @@ RING_1D = '{"emitter":"1DAllGatherNonMajorDimImbalanced","debug":"group_size = 8
 
 def placed(mesh_shape: dict[str, int], torus, *, tpu=V5P, num_slices=1) -> PlacedMesh:
     """Places a mesh on slices in the order of coordinates."""
-    lengths = (range(num_slices), *map(range, torus), range(1))
-    return PlacedMesh(mesh_shape, tuple(itertools.product(*lengths)), tpu)
+    x, y, z = map(range, torus)
+    places = itertools.product(range(num_slices), x, y, z, range(1))
+    return PlacedMesh(mesh_shape, tuple(places), tpu)
 
 
 def instruction(line: str) -> Instruction:
     module = parse_module(
         "HloModule m, is_scheduled=true\n\nENTRY %main () -> f32[] {\n"
-        f"  %a = bf16[1024,512]{{1,0}} parameter(0)\n  ROOT {line}\n}}\n"
+        f"  %a = bf16[8192,8192]{{1,0}} parameter(0)\n  ROOT {line}\n}}\n"
     )
     return module.entry.root
 
@@ -32,14 +34,14 @@ def instruction(line: str) -> Instruction:
 def collective(line: str, mesh: PlacedMesh) -> Collective:
     module = parse_module(
         "HloModule m, is_scheduled=true\n\nENTRY %main () -> f32[] {\n"
-        f"  %a = bf16[1024,512]{{1,0}} parameter(0)\n  ROOT {line}\n}}\n"
+        f"  %a = bf16[8192,8192]{{1,0}} parameter(0)\n  ROOT {line}\n}}\n"
     )
     found = read_collective(module.entry.root, module.entry, mesh)
     assert found is not None
     return found
 
 
-OPERAND_BYTES = 2 * 1024 * 512
+OPERAND_BYTES = 2 * 8192 * 8192
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_only_axes_with_wrap_around_links_close(torus, tpu, closes):
 def test_an_all_reduce_uses_all_axes_that_the_compiler_names(torus, links):
     size = torus[0] * torus[1] * torus[2]
     line = (
-        "%r = bf16[1024,512]{1,0} all-reduce(%a), "
+        "%r = bf16[8192,8192]{1,0} all-reduce(%a), "
         f"replica_groups=[1,{size}]<=[{size}], backend_config={RING_3D}"
     )
     found = collective(line, placed({"fsdp": size}, torus))
@@ -142,7 +144,7 @@ def test_a_collective_over_a_part_of_a_torus_axis_runs_on_a_line():
 def test_a_collective_over_slices_waits_for_the_network():
     # Four chips a slice: each carries a quarter of the reduced array between slices.
     mesh = placed({"slice": 2, "fsdp": 4}, (2, 2, 1), num_slices=2)
-    line = "%r = bf16[1024,512]{1,0} all-reduce(%a), replica_groups=[1,8]<=[8]"
+    line = "%r = bf16[8192,8192]{1,0} all-reduce(%a), replica_groups=[1,8]<=[8]"
     found = collective(line, mesh)
     assert found.is_over_network
     assert found.axes == ("slice", "fsdp")
@@ -153,7 +155,7 @@ def test_a_collective_over_slices_waits_for_the_network():
 
 def test_an_all_to_all_is_bound_by_the_links_across_the_middle():
     mesh = placed({"expert": 16}, (1, 16, 1), tpu=V6E)
-    line = "%t = bf16[1024,512]{1,0} all-to-all(%a), replica_groups=[1,16]<=[16]"
+    line = "%t = bf16[8192,8192]{1,0} all-to-all(%a), replica_groups=[1,16]<=[16]"
     found = collective(line, mesh)
     # Half of 16 devices send half their bytes across; two cuts of two ways each.
     crossing = 16 / 2 * OPERAND_BYTES / 2
@@ -173,8 +175,8 @@ def test_an_all_to_all_is_bound_by_the_links_across_the_middle():
 def test_a_permutation_takes_as_long_as_its_busiest_link(pairs, load):
     text = ",".join(f"{{{a},{b}}}" for a, b in pairs)
     line = (
-        "%p = (bf16[1024,512]{1,0}, bf16[1024,512]{1,0}) collective-permute-start(%a), "
-        f"source_target_pairs={{{text}}}"
+        "%p = (bf16[8192,8192]{1,0}, bf16[8192,8192]{1,0}) collective-permute-start"
+        f"(%a), source_target_pairs={{{text}}}"
     )
     found = collective(line, placed({"context": 4}, (4, 1, 1)))
     assert found.kind == "collective-permute"
@@ -183,8 +185,41 @@ def test_a_permutation_takes_as_long_as_its_busiest_link(pairs, load):
     assert found.seconds == pytest.approx(seconds)
 
 
+def test_a_small_collective_takes_the_time_of_its_hops():
+    line = "%r = f32[8]{0} all-reduce(%small), replica_groups=[1,16]<=[16]"
+    mesh = placed({"fsdp": 16}, (1, 16, 1), tpu=V6E)
+    text = (
+        "HloModule m, is_scheduled=true\n\nENTRY %main () -> f32[] {\n"
+        f"  %small = f32[8]{{0}} parameter(0)\n  ROOT {line}\n}}\n"
+    )
+    module = parse_module(text)
+    found = read_collective(module.entry.root, module.entry, mesh)
+    assert found is not None
+    # Half way round the ring of 16.
+    assert found.seconds == pytest.approx(8 * HOP_SECONDS)
+
+
+def shift(step: int) -> str:
+    pairs = ",".join(f"{{{i},{(i + step) % 4}}}" for i in range(4))
+    return (
+        "%p = (bf16[8192,8192]{1,0}, bf16[8192,8192]{1,0}) collective-permute-start"
+        f"(%a), source_target_pairs={{{pairs}}}"
+    )
+
+
+def test_shifts_both_ways_use_different_links_of_a_ring_and_the_same_of_a_line():
+    ring = placed({"context": 4, "data": 16}, (4, 4, 4))
+    # The first four places are a line along z.
+    ring_pairs = PlacedMesh({"context": 4}, ring.coordinates[:4], V5P)
+    assert ring.closes() == (True, True, True)
+    right, left = (collective(shift(step), ring) for step in (1, -1))
+    assert (right.links, left.links) == (("z+",), ("z-",))
+    line = [collective(shift(step), ring_pairs).links for step in (1, -1)]
+    assert line == [("z+", "z-"), ("z+", "z-")]
+
+
 def test_other_instructions_are_no_collectives():
-    add = instruction("%b = bf16[1024,512]{1,0} add(%a, %a)")
+    add = instruction("%b = bf16[8192,8192]{1,0} add(%a, %a)")
     module = parse_module(
         "HloModule m, is_scheduled=true\n\nENTRY %m () -> f32[] {\n"
         "  ROOT %a = f32[] constant(1)\n}\n"

@@ -4,8 +4,8 @@
 import pytest
 
 from pallas_kernels.hardware import TPUS
-from ring_jax.plan.collectives import PlacedMesh
 from ring_jax.plan.hlo import parse_module
+from ring_jax.plan.links import PlacedMesh
 from ring_jax.plan.op_cost import hbm_bytes, num_flops
 from ring_jax.plan.step_time import COMPUTE_UNCERTAINTY, StepTime, estimate_step
 

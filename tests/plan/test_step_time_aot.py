@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from pallas_kernels.hardware import TPUS
-from ring_jax.plan.collectives import PlacedMesh
+from ring_jax.plan.links import PlacedMesh
 from ring_jax.plan.step_time import StepTime, estimate_step
 
 pytestmark = pytest.mark.aot

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ling-lite, fully fine-tuned on packed rows of 16,384 tokens: 64 chips of TPU v6e.
+
+ring plan --config=configs/recipes/ling_lite_v6e_64.py --topology=v6e-64
+"""
+
+import ml_collections
+
+from configs.recipes.ling_lite import fine_tuning
+from ring_jax.config import MeshConfig, TrainConfig, to_config_dict
+
+TOPOLOGY = "v6e-64"
+
+
+def get_config() -> ml_collections.ConfigDict:
+    run = fine_tuning(
+        mesh=MeshConfig(data=1, fsdp=64),
+        train=TrainConfig(global_batch_size=64, seq_len=16384),
+    )
+    return to_config_dict(run)
