@@ -269,16 +269,16 @@ class Exchange:
 
         The sender's row is outside of its rows where the window has none.
         """
-        starts_XJ = self._mine(self._starts()).T.reshape(-1)
-        counts_XJ = self._mine(self.counts_JE).T.reshape(-1)
+        starts_J = self._mine(self._starts()).T.reshape(-1)
+        counts_J = self._mine(self.counts_JE).T.reshape(-1)
         sent_JE = jnp.cumsum(self.counts_JE, axis=1) - self.counts_JE
-        begin_XJ = self._mine(sent_JE).T.reshape(-1)
+        begin_J = self._mine(sent_JE).T.reshape(-1)
         place_C = self.first + jnp.arange(self.num_received)
-        is_at_least = place_C[:, None] >= (starts_XJ + counts_XJ)[None]
+        is_at_least = place_C[:, None] >= (starts_J + counts_J)[None]
         segment_C = jnp.sum(is_at_least, axis=1)
-        is_row_C = segment_C < counts_XJ.size
-        segment_C = jnp.minimum(segment_C, counts_XJ.size - 1)
-        row_C = begin_XJ[segment_C] + place_C - starts_XJ[segment_C]
+        is_row_C = segment_C < counts_J.size
+        segment_C = jnp.minimum(segment_C, counts_J.size - 1)
+        row_C = begin_J[segment_C] + place_C - starts_J[segment_C]
         sender_C = segment_C % self.counts_JE.shape[0]
         return sender_C, jnp.where(is_row_C, row_C, self.num_sent)
 
@@ -299,9 +299,9 @@ class Exchange:
     def _starts(self) -> jax.Array:
         """Returns where each sender's rows of an expert begin at the receiver."""
         J, E = self.counts_JE.shape
-        counts_JXJ = self.counts_JE.T.reshape(J, E // J, J)
-        ends = jnp.cumsum(counts_JXJ.reshape(J, -1), axis=1).reshape(counts_JXJ.shape)
-        return (ends - counts_JXJ).reshape(E, J).T
+        counts_JEJ = self.counts_JE.T.reshape(J, E // J, J)
+        ends = jnp.cumsum(counts_JEJ.reshape(J, -1), axis=1).reshape(counts_JEJ.shape)
+        return (ends - counts_JEJ).reshape(E, J).T
 
     def _window(self) -> tuple[jax.Array, jax.Array]:
         """Returns from where to where each sender's rows lie in the window."""

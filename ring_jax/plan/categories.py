@@ -32,7 +32,7 @@ OURS = (
     category("head and loss", "cross_entropy"),
     category("attention", "attention"),
     category("expert matmuls", "experts"),
-    category("router and permutation", "route", "dispatch", "combine"),
+    category("router and permutation", "route", "dispatch", "transport", "combine"),
     category("shared expert and dense MLP", "shared", "mlp"),
     category("expert weights and layout", "moe"),
 )

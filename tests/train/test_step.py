@@ -137,25 +137,28 @@ def test_the_z_loss_gradient_matches_finite_differences_under_scan_and_remat(
     np.testing.assert_allclose(got, slope, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        MeshConfig(data=8),
-        MeshConfig(data=1, fsdp=8),
-        MeshConfig(data=2, fsdp=2, expert=2),
-        MeshConfig(slice=2, data=1, fsdp=2, context=2),
-        MeshConfig(data=1, context=2, expert=2, tensor=2),
-    ],
-    ids=["data", "fsdp", "expert", "context", "tensor"],
-)
-def test_eight_devices_train_as_one_does(tiny_run, make_batch, layout):
-    batches = [make_batch(seed) for seed in range(4)]
+LAYOUTS = {
+    "data": MeshConfig(data=8),
+    "fsdp": MeshConfig(data=2, fsdp=4),
+    "expert": MeshConfig(data=1, fsdp=4, expert=2),
+    "context": MeshConfig(data=1, fsdp=2, expert=2, context=2),
+    "slice": MeshConfig(slice=2, data=1, fsdp=2, context=2),
+    "tensor": MeshConfig(data=1, context=2, expert=2, tensor=2),
+}
+"""Meshes of eight devices, named by what each has that those before have not."""
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_eight_devices_train_as_one_does(tiny_run, make_batch, name):
+    batches = [make_batch(seed) for seed in range(20)]
     model = dataclasses.replace(tiny_run.model, num_kv_heads=2)  # for tensor=2
     tiny_run = dataclasses.replace(tiny_run, model=model)
     one, _ = run_steps(tiny_run, batches)
-    eight, _ = run_steps(tiny_run, batches, layout=layout, devices=8)
-    # Sums over devices in another order, through four Adam updates.
-    np.testing.assert_allclose(eight, one, rtol=5e-4)
+    eight, _ = run_steps(tiny_run, batches, layout=LAYOUTS[name], devices=8)
+    # Float32 sums over devices in another order, through twenty Adam updates. A token
+    # whose second and third expert are equally likely may change its route: it moves
+    # the mean over some 100 tokens by less than this.
+    np.testing.assert_allclose(eight, one, rtol=1e-3)
 
 
 def test_bfloat16_trains_beside_float32(tiny_run, make_batch):
