@@ -440,6 +440,23 @@ def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     return flat
 
 
+# Settings of a model that do not change what a trained one computes, or only how
+# exactly.
+_HOW = (
+    "init_std",
+    "attention_implementation",
+    "moe.implementation",
+    "moe.transport",
+    "moe.quantization",
+)
+
+
+def model_identity(model: ModelConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that make it this model, by dotted name."""
+    tree = dataclasses.asdict(model) if isinstance(model, ModelConfig) else model
+    return {k: v for k, v in flatten_settings(tree).items() if k not in _HOW}
+
+
 def run_config_from_json(text: str) -> RunConfig:
     """Reads back what `to_json` wrote for a run."""
     return from_config_dict(RunConfig, json.loads(text))

@@ -26,15 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from ring_jax import processes
 from ring_jax.checkpoint.digests import digests
 from ring_jax.checkpoint.tree import flatten, layout, unflatten
-from ring_jax.config import ConfigError, ModelConfig, flatten_settings
-
-# Settings that do not change what a trained model computes, or only how exactly.
-_NOT_IDENTITY = (
-    "init_std",
-    "moe.implementation",
-    "moe.quantization",
-    "attention_implementation",
-)
+from ring_jax.config import ConfigError, ModelConfig, model_identity
 
 _ADVICE = "Use the settings that wrote it, or another workdir."
 
@@ -353,8 +345,8 @@ def _refuse_other_model(
 ) -> None:
     if model is None or record["model"] is None:
         return
-    theirs, ours = flatten_settings(record["model"]), flatten_settings(model)
-    for name in sorted({*theirs, *ours} - {*_NOT_IDENTITY}):
+    theirs, ours = model_identity(record["model"]), model_identity(model)
+    for name in sorted({*theirs, *ours}):
         if theirs.get(name) != ours.get(name):
             raise ConfigError(
                 f"checkpoint: step {record['step']} has model.{name}="

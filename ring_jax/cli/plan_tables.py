@@ -119,7 +119,8 @@ def summary(plan: Plan, rates: Rates) -> dict[str, Any]:
             for (kind, axis), total in total_collectives(plan.time.collectives).items()
         ],
         "compile_seconds": step.compile_seconds,
-        "compile_host_bytes": step.host_bytes,
+        "compiler_bytes": step.compiler_bytes,
+        "offloaded_bytes": step.offloaded_bytes,
         "checkpoint_bytes": plan.checkpoint_bytes,
         "save_seconds": plan.save_seconds(rates.storage_bytes_per_second),
         "chip_hours_per_billion_tokens": plan.chip_hours_per_billion_tokens,
@@ -210,8 +211,12 @@ def _summary_table(plan: Plan, rates: Rates) -> rich.table.Table:
     table.add_row(
         "compile time",
         f"{step.compile_seconds:,.0f} s",
-        f"measured here, with {_gib(step.host_bytes)} of host memory",
+        f"measured here, with {_gib(step.compiler_bytes)} of memory",
     )
+    if step.offloaded_bytes:
+        table.add_row(
+            "in the host's memory", _gib(step.offloaded_bytes), "exact; of each device"
+        )
     table.add_row(
         "checkpoint",
         f"{plan.checkpoint_bytes / 1e9:,.1f} GB",

@@ -29,7 +29,7 @@ from ring_jax.cli.export import export_newest
 from ring_jax.cli.settings import load_run_config, require_workdir
 from ring_jax.cli.together import run_together
 from ring_jax.cluster import find_preset, preset_names
-from ring_jax.config import ConfigError, RunConfig, flatten_settings
+from ring_jax.config import ConfigError, RunConfig, flatten_settings, model_identity
 from ring_jax.data.mixture import mixture_table
 from ring_jax.data.pipeline import PreparedData, TrainBatches, prepare
 from ring_jax.evaluate import Panel, panel_table
@@ -44,6 +44,9 @@ SUMMARY = "trains the stages of a config; run it again to continue"
 
 PRESET_VARIABLE = "RING_XLA_PRESET"
 """How `launch/train.sh` says which flags it set."""
+
+CONTEXT_EXTENSION = ("max_positions", "rope_scaling", "rope_theta")
+"""Settings in which a run may differ from the model that it starts from."""
 
 MAX_LOGIT_DIFFERENCE = 2e-4
 """Of an export opened by mlx-lm: five times the worst honest difference seen."""
@@ -135,11 +138,15 @@ def _initial_model(config: RunConfig) -> Callable[[], Transformer]:
     """Reads and checks the folder now; the parameters go to the mesh when called."""
     assert config.init_from is not None
     found, params = import_folder(config.init_from)
-    if found != config.model:
-        raise ConfigError(
-            f"init_from={config.init_from} holds {found}, not {config.model}; set "
-            "config.model to what the folder holds."
-        )
+    theirs, ours = model_identity(found), model_identity(config.model)
+    for name in sorted({*theirs, *ours}):
+        is_extension = name.startswith(CONTEXT_EXTENSION)
+        if theirs.get(name) != ours.get(name) and not is_extension:
+            raise ConfigError(
+                f"init_from={config.init_from} has model.{name}={theirs.get(name)}; "
+                f"this run has {ours.get(name)}. Set config.model to what the folder "
+                "holds."
+            )
     return lambda: place(abstract_transformer(config.model), params)
 
 

@@ -19,9 +19,9 @@ A collective of B bytes over n devices takes (n - 1) / n * B / W, an all-reduce 
 that. W is that of both directions of the links on as many torus axes as n chips span,
 and the network's where the axis joins slices. Bytes of a device's HBM:
 
-    state + gradients + 2 * tokens * (saved * layers + working) + gathered weights
+    state + gradients + 2 * tokens * (kept * layers + working) + gathered weights
 
-The state is exact, from shapes and layouts. A remat keeps `saved` bfloat16 numbers of a
+The state is exact, from shapes and layouts. A remat keeps `kept` bfloat16 numbers of a
 token and layer; `working` are those of the one layer at hand and their gradients.
 """
 
@@ -50,18 +50,21 @@ class RematCost:
     """What a choice of `config.train.remat` recomputes and keeps."""
 
     recomputation: float
-    """FLOPs of a step relative to one that recomputes nothing."""
+    """FLOPs of a step relative to one that recomputes nothing; of Ling's shapes."""
     num_passes: int
     """Of a layer in a microbatch that need its weights, forward and again."""
-    saved: tuple[int, int, int]
-    """Kept of a token and layer: copies of the residual stream, of what attention and
-    shared experts compute inside (0 or 1), and of the rows of routed experts."""
+    num_streams: int
+    """Copies of the residual stream that are kept of a layer."""
+    kept: tuple[str, ...] = ()
+    """What else is kept; a key of `_widths`."""
 
 
 REMAT = {
-    "none": RematCost(1.0, num_passes=1, saved=(7, 1, 1)),
-    "matmuls": RematCost(1.2, num_passes=2, saved=(3, 1, 0)),
-    "block": RematCost(4 / 3, num_passes=2, saved=(1, 0, 0)),
+    "none": RematCost(1.0, 1, 5, ("matmuls", "kernels", "rows")),
+    "matmuls": RematCost(1.05, 2, 1, ("matmuls", "kernels")),
+    "kernels": RematCost(1.15, 2, 1, ("kernels",)),
+    "block": RematCost(4 / 3, 2, 1),
+    "offload": RematCost(4 / 3, 2, 0),
 }
 
 
@@ -362,12 +365,19 @@ def _leaf(name: str, array: Any, axes: tuple[tuple[str, ...], ...]) -> Leaf:
 
 
 def _activation_bytes(model: ModelConfig, cost: RematCost, tokens: float) -> float:
-    moe, D = model.moe, model.model_dim
-    inside = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    inside += 3 * moe.num_shared_experts * moe.expert_dim
-    routed = moe.num_experts_per_token * (2 * D + 3 * moe.expert_dim)
-    streams, has_inside, has_routed = cost.saved
-    saved = streams * D + has_inside * inside + has_routed * routed
+    widths, D = _widths(model), model.model_dim
+    kept = cost.num_streams * D + sum(widths[name] for name in cost.kept)
     # Values of the layer at hand, and their gradients.
-    working = 2 * (4 * D + inside + routed)
-    return 2 * tokens * (saved * model.num_layers + working)
+    working = 2 * (4 * D + sum(widths.values()))
+    return 2 * tokens * (kept * model.num_layers + working)
+
+
+def _widths(model: ModelConfig) -> dict[str, int]:
+    """Returns the numbers of a token that a layer computes, by what computes them."""
+    moe, D, heads = model.moe, model.model_dim, model.num_heads + 2 * model.num_kv_heads
+    A, F = moe.num_experts_per_token, moe.expert_dim
+    return {
+        "matmuls": heads * model.head_dim + 2 * D + 3 * moe.num_shared_experts * F,
+        "kernels": model.num_heads * model.head_dim + 2 * A * F,
+        "rows": A * (2 * D + F),
+    }

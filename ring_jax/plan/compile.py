@@ -62,8 +62,10 @@ class CompiledStep:
     topology: str
     compile_seconds: float
     """Of tracing, lowering and compiling, on the machine that did."""
-    host_bytes: int
+    compiler_bytes: int
     """The most memory that doing so took there."""
+    offloaded_bytes: int
+    """That a device keeps in its host's memory during a step."""
     num_tokens: int
     """Of one optimizer step, padding included."""
     undonated: tuple[str, ...]
@@ -249,7 +251,8 @@ def _read(folder: pathlib.Path, config: RunConfig, pod: Pod) -> Outcome:
         chip=pod.chip,
         topology=pod.topology,
         compile_seconds=reply["compile_seconds"],
-        host_bytes=reply["host_bytes"],
+        compiler_bytes=reply["compiler_bytes"],
+        offloaded_bytes=reply["offloaded_bytes"],
         num_tokens=config.train.global_batch_size * config.train.seq_len,
         undonated=tuple(reply["undonated"]),
         folder=folder,

@@ -73,7 +73,8 @@ def _compile(config: RunConfig, pod: Pod, folder: pathlib.Path) -> dict[str, Any
         "kind": "step",
         "memory": dataclasses.asdict(memory),
         "undonated": undonated(hlo),
-        "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "offloaded_bytes": sizes.host_temp_size_in_bytes,
+        "compiler_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 

@@ -43,6 +43,10 @@ from ring_jax.train.stop import StopRequest, stop_request
 RESUMABLE_CHANGES = (
     "num_devices",
     "mesh",
+    "model.attention_implementation",
+    "model.moe.implementation",
+    "model.moe.transport",
+    "train.remat",
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",

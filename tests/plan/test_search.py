@@ -73,10 +73,12 @@ def test_keeping_less_takes_less_memory_and_more_time(small_run):
     placed = ClosedForm.of(small_run(global_batch_size=1024), POD).on(mesh_of(fsdp=4))
     found = [
         placed.predict(remat=remat, num_microbatches=1)
-        for remat in ("none", "matmuls", "block")
+        for remat in ("none", "matmuls", "kernels", "block", "offload")
     ]
-    assert found[0].hbm_bytes > found[1].hbm_bytes > found[2].hbm_bytes
-    assert found[0].seconds < found[1].seconds < found[2].seconds
+    num_bytes = [p.hbm_bytes for p in found]
+    assert num_bytes == sorted(num_bytes, reverse=True)
+    assert len(set(num_bytes)) == len(num_bytes)
+    assert [p.seconds for p in found] == sorted(p.seconds for p in found)
 
 
 def test_copies_of_the_weights_cost_memory_and_a_sum(small_run):
