@@ -40,8 +40,7 @@ class Pod:
     @property
     def num_chips(self) -> int:
         """Of all slices."""
-        sizes = [int(size) for size in self.topology.split("x")]
-        return self.num_slices * math.prod(sizes)
+        return self.num_slices * math.prod(_sizes(self.topology))
 
     @property
     def num_devices(self) -> int:
@@ -93,13 +92,23 @@ def find_pod(name: str, *, num_slices: int = 1) -> Pod:
 
 
 def _is_possible(chip: str, topology: str) -> bool:
-    """Whether a slice can have the shape: hosts are 2x2 chips, but for a single one."""
-    num_dims = GENERATIONS[chip].topologies[0].count("x") + 1
+    """Whether a slice can have the shape; libtpu would take larger ones than exist.
+
+    Hosts are 2x2 chips, but for a single one, and a pod is the largest slice.
+    """
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology):
         return False
-    sizes = [int(size) for size in topology.split("x")]
+    sizes, pod = _sizes(topology), _sizes(GENERATIONS[chip].topologies[-1])
     whole_hosts = all(size % 2 == 0 for size in sizes[:2]) or math.prod(sizes) == 1
-    return len(sizes) == num_dims and whole_hosts
+    return (
+        len(sizes) == len(pod)
+        and whole_hosts
+        and all(size <= most for size, most in zip(sorted(sizes), pod, strict=True))
+    )
+
+
+def _sizes(topology: str) -> list[int]:
+    return [int(size) for size in topology.split("x")]
 
 
 def _unknown(name: str) -> str:

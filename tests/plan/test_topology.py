@@ -4,7 +4,7 @@
 import pytest
 
 from ring_jax.config import ConfigError
-from ring_jax.plan.topology import find_pod, pod_devices, position
+from ring_jax.plan.topology import Pod, find_pod, pod_devices, position
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,8 @@ def test_slices_multiply_the_chips():
         ("v6:8x8", "v6e:8x8"),
         ("tpu7-64", "tpu7x-64"),
         ("v5e:0x4", "v5e:2x4"),
+        ("v5e:32x32", "v5e:"),
+        ("v6e:2x100", "v6e:"),
         ("", "v"),
     ],
 )
@@ -80,4 +82,4 @@ def test_devices_of_several_slices_know_theirs():
 @pytest.mark.aot
 def test_a_shape_that_libtpu_does_not_know_is_refused_in_a_line():
     with pytest.raises(ConfigError, match="libtpu refuses"):
-        pod_devices(find_pod("v5e:30x34"))
+        pod_devices(Pod("v5e", "2x2000"))
