@@ -40,7 +40,8 @@ class Rates:
 
 def print_plan(plan: Plan, rates: Rates, console: rich.console.Console) -> None:
     """Prints all tables of a plan."""
-    axes = " x ".join(f"{axis}={n}" for axis, n in plan.step.mesh_shape.items())
+    sizes = plan.step.mesh_shape.items()
+    axes = " x ".join(f"{axis}={n}" for axis, n in sizes if n > 1) or "of one device"
     console.print(
         f"{plan.pod.name}: {plan.pod.num_chips} chips, {plan.pod.num_devices} devices;"
         f" mesh {axes}; {plan.step.num_tokens:,} tokens a step",
@@ -148,7 +149,7 @@ def _memory_table(memory: Memory) -> rich.table.Table:
 
 
 def _largest_table(memory: Memory) -> rich.table.Table:
-    table = _table("largest buffers at the fullest moment", "GiB", "shape", "of")
+    table = _table("largest buffers", "GiB", "shape", "of")
     for buffer in memory.largest[:6]:
         size = f"{buffer.num_bytes / GIB:.3f}"
         table.add_row(buffer.category, size, buffer.shape, _short(buffer.source))

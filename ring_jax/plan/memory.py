@@ -292,9 +292,24 @@ def _is_forward(source: str) -> bool:
 
 
 def _backward_begins(values: list[_Value], sources: Mapping[str, str]) -> int:
-    """Returns the place in the schedule of the first buffer of the backward pass."""
-    starts = [v.first for v in values if "transpose(" in _source(v, sources)]
-    return min(starts, default=0)
+    """Returns the place in the schedule that best parts forward from backward buffers.
+
+    The scheduler moves a few operations of either pass to the other side.
+    """
+    cost = best_cost = begins = 0
+    for value in sorted(values, key=_first):
+        source = _source(value, sources)
+        if "transpose(" in source:
+            if cost < best_cost:
+                best_cost, begins = cost, value.first
+            cost += value.size
+        elif _is_forward(source):
+            cost -= value.size
+    return begins
+
+
+def _first(value: _Value) -> int:
+    return value.first
 
 
 def _blocks(arguments: Iterable[Argument]) -> set[tuple[int, ...]]:

@@ -66,6 +66,20 @@ def test_an_activation_that_the_backward_pass_does_not_use_is_temporary():
     assert found.categories["temporaries"] == 65536
 
 
+def test_an_operation_that_was_hoisted_does_not_begin_the_backward_pass():
+    hoisted = ASSIGNMENT.replace(
+        "\nTotal", " value: <13 g.2 @0> (size=512,offset=65024): f32[9]{0}\n\nTotal"
+    )
+    early = LIVE_RANGES.replace("    kept{}:5-40", "    g.2{}:2-3\n    kept{}:5-40")
+    hlo = HLO.replace(
+        "  %loop =",
+        '  %g.2 = f32[9]{0} fusion(%w), metadata={op_name="jit(f)/transpose(jvp())/x"}\n'
+        "  %loop =",
+    )
+    found = read_memory(hlo, hoisted, early, program_bytes=0, limit=1)
+    assert found.categories["activations"] == 16384
+
+
 def test_arguments_are_named_and_sorted_into_parts():
     found = [(a.number, a.category, a.dims) for a in read_arguments(HLO)]
     assert found == [
