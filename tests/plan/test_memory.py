@@ -73,7 +73,7 @@ def test_an_operation_that_was_hoisted_does_not_begin_the_backward_pass():
     early = LIVE_RANGES.replace("    kept{}:5-40", "    g.2{}:2-3\n    kept{}:5-40")
     hlo = HLO.replace(
         "  %loop =",
-        '  %g.2 = f32[9]{0} fusion(%w), metadata={op_name="jit(f)/transpose(jvp())/x"}\n'
+        '  %g.2 = f32[9]{0} fusion(%w), metadata={op_name="jit/transpose(jvp())"}\n'
         "  %loop =",
     )
     found = read_memory(hlo, hoisted, early, program_bytes=0, limit=1)
