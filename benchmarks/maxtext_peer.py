@@ -18,12 +18,6 @@ import time
 from typing import Any
 
 import jax
-<<<<<<< HEAD
-=======
-from maxtext.trainers.pre_train import (  # pyright: ignore[reportMissingImports]  (the peer's environment has it)
-    train_compile,
-)
->>>>>>> main
 
 SETTINGS = (
     "model_name=deepseek2-16b",

@@ -79,7 +79,6 @@ class Dumps:
             self._seconds[key] = self._run(read_program(path), scalars)
         return self._seconds[key]
 
-<<<<<<< HEAD
     def _run(
         self, program: Program, scalars: Mapping[int, np.ndarray] | None
     ) -> float | None:
@@ -87,16 +86,6 @@ class Dumps:
             sizes = program.scalar_sizes.items()
             scalars = {number: np.zeros(size, int) for number, size in sizes}
         blocks = Blocks(program, cycles_per_matmul=self._tpu.cycles_per_matmul)
-=======
-    @functools.lru_cache(maxsize=1)  # noqa: B019  (one program, and the object's life)
-    def _program(self, path: Path) -> Program:
-        return read_program(path)
-
-    def _run(self, path: Path, scalars: Mapping[int, np.ndarray]) -> float | None:
-        blocks = Blocks(
-            self._program(path), cycles_per_matmul=self._tpu.cycles_per_matmul
-        )
->>>>>>> main
         slowest = None
         for core in range(self._tpu.num_cores):
             try:
