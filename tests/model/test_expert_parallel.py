@@ -2,6 +2,7 @@
 """Tokens meet experts of other devices: every transport is the dense definition."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -96,8 +97,8 @@ def test_every_transport_is_the_dense_definition(tiny, transport, route, monkeyp
     arrays = x_MD, selection.weights_MA, gate_up_ED2F, down_EFD
     want, want_MD = jax.grad(definition, argnums=range(4), has_aux=True)(*arrays)
     # Float32 sums in another order.
-    close = {"rtol": 1e-4, "atol": 1e-5}
-    np.testing.assert_allclose(out_MD, want_MD, **close)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    close(out_MD, want_MD)
     got = (
         grad_x_MD,
         np.where(ids_MA < E, grad_weights_MA, 0.0),
@@ -105,7 +106,7 @@ def test_every_transport_is_the_dense_definition(tiny, transport, route, monkeyp
         grads.down_EFD[...],
     )
     for each, expected in zip(got, want, strict=True):
-        np.testing.assert_allclose(each, expected, **close)
+        close(each, expected)
 
 
 @pytest.mark.parametrize(
