@@ -4,6 +4,7 @@
 import dataclasses
 import importlib
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -31,6 +32,10 @@ MODULES = {
 }
 RECIPES = [name for name, module in MODULES.items() if hasattr(module, "get_config")]
 ON_TPU = [name for name in RECIPES if hasattr(MODULES[name], "TOPOLOGY")]
+
+
+REPOSITORY = FOLDER.parent.parent
+GOLDEN = REPOSITORY / "tests" / "golden" / "plan"
 
 
 def load(name: str) -> RunConfig:
@@ -121,3 +126,34 @@ def test_the_step_for_a_node_of_gpus_lowers_for_them():
     assert exported.platforms == ("cuda",)
     assert exported.nr_devices == 8
     assert "reduce_scatter" in exported.mlir_module()
+
+
+def explained() -> dict[str, set[str]]:
+    """Reads collective -> mesh axes from the table of docs/parallelism.md."""
+    page = (REPOSITORY / "docs/parallelism.md").read_text("utf-8")
+    section = page.partition("### The collectives of a step")[2].partition("\n#")[0]
+    rows = re.findall(r"^\| ([a-z-]+) \| ([a-z, ]+) \|", section, re.MULTILINE)
+    return {kind: set(axes.split(", ")) for kind, axes in rows if axes != "over"}
+
+
+def stem(path: pathlib.Path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.collectives.txt")), ids=stem)
+def test_the_docs_explain_each_collective_of_a_recipe(path):
+    table = explained()
+    for line in path.read_text("utf-8").splitlines():
+        match = re.match(r"([a-z-]+) over ([\w:]+): ", line)
+        assert match is not None, line
+        kind, label = match.groups()
+        # "a:2" is a part of 2 of axis a, and axes are joined by "x".
+        axes = {axis.partition(":")[0] for axis in split_axes(label)}
+        assert axes <= table.get(kind, set()), line
+
+
+def split_axes(label: str) -> list[str]:
+    """Splits axes that are joined by "x"; no name of an axis is part of another's."""
+    names = "|".join(sharding.MESH_AXES)
+    assert re.fullmatch(rf"({names})(:\d+)?(x({names})(:\d+)?)*", label), label
+    return re.findall(rf"(?:{names})(?::\d+)?", label)
