@@ -14,7 +14,7 @@ buffer of the heap belongs is attributed here, by three rules:
   the gaps between buffers.
 """
 
-import bisect
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
@@ -27,6 +27,8 @@ PROGRAM = "program"
 """The code, exact; known only of a step that was compiled to the end."""
 
 NUM_LARGEST = 12
+HANDOVER = 8
+"""Places in the schedule between a loop's last value and the loop's result."""
 _ALLOCATION = re.compile(
     r"^allocation \d+: size (\d+),(?: color (\d+),)? page \d+, (.*):$"
 )
@@ -237,14 +239,17 @@ def _at_fullest(
     sources = dict(_INSTRUCTION.findall(hlo))
     blocks = _blocks(arguments)
     backward = _backward_begins(values, sources)
-    found = []
+    places, found = _by_place(values), []
     for value in live:
-        history = _history(value, values)
+        at_place = places[_place(value)]
+        history = _history(value, at_place)
         source = next((s for v in history if (s := _source(v, sources))), "")
         category = "temporaries"
         if _is_block(value, blocks):
             category = "gradients"
-        elif _is_forward(source) and value.last >= backward > history[-1].first:
+        elif _is_forward(source) and history[-1].first < backward <= _end(
+            value, values
+        ):
             category = "activations"
         found.append(Buffer(category, value.size, _array(value.shape), source))
     return found
@@ -262,21 +267,33 @@ def _live(values: list[_Value], moment: int) -> list[_Value]:
     return apart
 
 
-def _history(value: _Value, values: list[_Value]) -> list[_Value]:
+def _history(value: _Value, at_place: list[_Value]) -> list[_Value]:
     """Returns a value and those whose place it took over without a gap, back in time.
 
     A loop's state has the addresses of what went into the loop, under other names.
     """
     history = [value]
-    same = sorted(
-        (other for other in values if (other.offset, other.size) == _place(value)),
-        key=lambda other: other.first,
-    )
-    start = bisect.bisect_left([other.first for other in same], value.first)
-    for other in reversed(same[:start]):
-        if other.last >= history[-1].first - 1:
+    for other in reversed(at_place):
+        if other.first < value.first and other.last >= history[-1].first - HANDOVER:
             history.append(other)
     return history
+
+
+def _end(value: _Value, at_place: list[_Value]) -> int:
+    """Returns when the last value ends that takes over a value's place."""
+    end = value.last
+    for other in at_place:
+        if value.first < other.first <= end + HANDOVER:
+            end = max(end, other.last)
+    return end
+
+
+def _by_place(values: list[_Value]) -> dict[tuple[int, int], list[_Value]]:
+    """Groups values by address and size, each group in the order of the schedule."""
+    groups = collections.defaultdict(list)
+    for value in sorted(values, key=_first):
+        groups[_place(value)].append(value)
+    return groups
 
 
 def _place(value: _Value) -> tuple[int, int]:

@@ -66,6 +66,18 @@ def test_an_activation_that_the_backward_pass_does_not_use_is_temporary():
     assert found.categories["temporaries"] == 65536
 
 
+def test_an_activation_that_a_loop_hands_on_is_one_at_every_moment():
+    handed_on = ASSIGNMENT.replace(
+        "\nTotal",
+        " value: <13 loop{1} (phi) @0> (size=16384,offset=0): bf16[4,16,128]\n\nTotal",
+    )
+    # The heap is fullest in the forward pass now.
+    ranges = LIVE_RANGES.replace("kept{}:5-40", "kept{}:5-15")
+    ranges = ranges.replace("rest{}:30-31", "rest{}:11-12\n    loop{1}:16-40")
+    found = read_memory(HLO, handed_on, ranges, program_bytes=0, limit=1)
+    assert found.categories["activations"] == 16384
+
+
 def test_an_operation_that_was_hoisted_does_not_begin_the_backward_pass():
     hoisted = ASSIGNMENT.replace(
         "\nTotal", " value: <13 g.2 @0> (size=512,offset=65024): f32[9]{0}\n\nTotal"
