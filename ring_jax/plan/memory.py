@@ -247,10 +247,9 @@ def _at_fullest(
         category = "temporaries"
         if _is_block(value, blocks):
             category = "gradients"
-        elif _is_forward(source) and history[-1].first < backward <= _end(
-            value, values
-        ):
-            category = "activations"
+        elif _is_forward(source):
+            is_kept = history[-1].first < backward <= _end(value, at_place)
+            category = "activations" if is_kept else "temporaries"
         found.append(Buffer(category, value.size, _array(value.shape), source))
     return found
 
