@@ -262,7 +262,7 @@ def _lines(places: np.ndarray) -> tuple[int, ...]:
     if size == 1:
         return ()
     (moves,) = np.nonzero(places[1] != places[0])
-    if len(moves) > 1:
+    if len(moves) != 1:
         return (size,)
     along, others = places[:, moves[0]], np.delete(places, moves, axis=1)
     length = 1

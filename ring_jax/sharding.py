@@ -50,6 +50,7 @@ ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "B": BATCH_AXES,
     "T": (CONTEXT_AXIS,),
     "M": TOKEN_AXES,
+    "J": TOKEN_AXES,
     "N": (TENSOR_AXIS,),
     "K": (TENSOR_AXIS,),
     "F": (TENSOR_AXIS,),

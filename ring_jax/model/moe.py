@@ -30,11 +30,11 @@ from ring_jax.model.expert_parallel import (
 )
 from ring_jax.model.layers import GatedMlp, normal, uniform
 from ring_jax.model.router import (
-    RouterStats,
+    RouterSums,
     RoutingNoise,
     Selection,
     perturb,
-    router_stats,
+    router_sums,
     select_experts,
 )
 from ring_jax.sharding import einsum
@@ -55,8 +55,8 @@ class Moe(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, is_token_BT: jax.Array, noise: RoutingNoise | None
-    ) -> tuple[jax.Array, RouterStats]:
-        """Returns routed plus shared experts' output, and the routing statistics."""
+    ) -> tuple[jax.Array, RouterSums]:
+        """Returns routed plus shared experts' output, and sums for the statistics."""
         x_MD = sharding.flatten_tokens(x_BTD)
         is_token_M = sharding.flatten_tokens(is_token_BT)
         # The matmul runs in the activation's dtype as in the source, all after it in
@@ -67,13 +67,13 @@ class Moe(nnx.Module):
             if noise is not None:
                 logits_ME = perturb(logits_ME, noise)
             selection = select_experts(logits_ME, is_token_M, config=self.config.moe)
-            stats = router_stats(logits_ME, selection, is_token_M)
+            sums = router_sums(logits_ME, selection, is_token_M)
         out_MD = self._experts(x_MD, selection)
         out_BTD = sharding.unflatten_tokens(out_MD, x_BTD)
         if self.shared is not None:
             with jax.named_scope("shared"):
                 out_BTD += self.shared(x_BTD)
-        return out_BTD, stats
+        return out_BTD, sums
 
     def _experts(self, x_MD: jax.Array, selection: Selection) -> jax.Array:
         rows, row = sharding.activation("MD"), sharding.activation("MA")
