@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -214,7 +215,7 @@ class _Torus:
         line = self.lines[index]
         for shift in range(line.size):
             block = part if shift == 0 else line.receive(part, shift)
-            starts = [0] * whole.ndim
+            starts: list[Any] = [0] * whole.ndim
             starts[dim + index] = line.place(shift)
             starts[dim + len(self.lines)] = start
             whole = jax.lax.dynamic_update_slice(whole, block, starts)

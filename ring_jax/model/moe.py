@@ -104,7 +104,10 @@ def _experts_on_device(
     transport = _transport(x_MD, config)
     keep = "" if transport == "fsdp" else "E"
     gather = functools.partial(sharding.gather_block, dtype=x_MD.dtype, keep=keep)
-    experts = ExpertWeights(gather(gate_up_ED2F, "ED2F"), gather(down_EFD, "EFD"))
+    # Joined before it is gathered: [2, F] would lie in tiles of two rows.
+    E, D = gate_up_ED2F.shape[:2]
+    gate_up_EDF = gate_up_ED2F.astype(x_MD.dtype).reshape(E, D, -1)
+    experts = ExpertWeights(gather(gate_up_EDF, "EDF"), gather(down_EFD, "EFD"))
     out_MD = TRANSPORTS[transport](
         functools.partial(_run_rows, config=config.moe),
         sharding.vary(x_MD, sharding.TENSOR_AXIS),
@@ -131,13 +134,15 @@ def _transport(x_MD: jax.Array, config: ModelConfig) -> str:
 
 def _run_rows(
     x_RD: jax.Array,
-    gate_up_ED2F: jax.Array,
+    gate_up_EDF: jax.Array,
     down_EFD: jax.Array,
     row_weights_R: jax.Array,
     group_sizes_E: jax.Array,
     *,
     config: MoeConfig,
 ) -> jax.Array:
+    E, D = gate_up_EDF.shape[:2]
+    gate_up_ED2F = gate_up_EDF.reshape(E, D, 2, -1)
     with jax.named_scope("experts"):
         # Gate and up are always saved: rematerialised layers (`config.train.remat`)
         # compute them once in the backward pass, and others keep everything.
