@@ -7,24 +7,32 @@ whole array. Its collective-permutes, however, start and end around other work. 
 TPUs both are made of permutes. Elsewhere they are what XLA gives: NCCL's run beside the
 computation by themselves, and emulated devices share their cores.
 
-A gather over `size` devices goes in phases over factors of `size`, of at most
-`MAX_DIRECT` devices, as in a torus: in each, every device sends what it holds to every
-other one of its phase, and all these permutes may run at once. Sent is what any
-all-gather must send, size - 1 blocks; the number of permutes is the sum over the phases
-of (factor - 1), 9 for 64 devices. The gradient of a gather is the reduce-scatter with
-the phases in the opposite order, summed in float32 and rounded after each phase.
+A gather goes in phases, one for each axis of the torus that the devices span (an axis
+of more than `MAX_DIRECT` chips in several). In a phase every device sends what it holds
+to every other one of its line, all at once. The last phase moves most, so blocks are
+cut into parts, and each part begins with another axis: all links are busy. A device
+sends what any all-gather must send, size - 1 blocks. The gradient of a gather is the
+reduce-scatter with the phases in the opposite order, summed in float32 and rounded
+after each phase.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from pallas_kernels import hardware
 
 MAX_DIRECT = 4
 """Devices that exchange directly. On a ring of four, two hops at most."""
+PART_MULTIPLE = 16
+"""Parts of a dimension are whole tiles of bfloat16 of every chip."""
 
 type Axes = tuple[str, ...]
 """Mesh axes, the major one first, as in a `PartitionSpec`."""
@@ -59,17 +67,34 @@ def reduce_scatter(
     return _scatter(x, axes, dim, _default(by_permutes))
 
 
+def learn_torus(mesh: Mesh) -> None:
+    """Notes how the axes of a mesh lie in the pod, for programs of that mesh.
+
+    What a program knows of its mesh has no coordinates.
+    """
+    places = [
+        (*getattr(device, "coords", ()), getattr(device, "core_on_chip", 0))
+        for device in mesh.devices.flat
+    ]
+    places = np.array(places).reshape(*mesh.devices.shape, -1)
+    lines = {}
+    for position, axis in enumerate(mesh.axis_names):
+        first = tuple(
+            slice(None) if i == position else 0 for i in range(mesh.devices.ndim)
+        )
+        lines[axis] = _lines(places[first])
+    _LINES[_key(mesh)] = lines
+
+
 def _default(by_permutes: bool | None) -> bool:
     return hardware.target_tpu() is not None if by_permutes is None else by_permutes
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gather(x: jax.Array, axes: Axes, dim: int, by_permutes: bool) -> jax.Array:
-    if not by_permutes:
-        return jax.lax.all_gather(x, axes, axis=dim, tiled=True)
-    for phase in reversed(_phases(axes)):
-        x = phase.gather(x, dim)
-    return x
+    if by_permutes:
+        return _Torus(axes).gather(x, dim)
+    return jax.lax.all_gather(x, axes, axis=dim, tiled=True)
 
 
 def _gather_forward(x, axes, dim, by_permutes):
@@ -85,11 +110,9 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _scatter(x: jax.Array, axes: Axes, dim: int, by_permutes: bool) -> jax.Array:
-    if not by_permutes:
-        return jax.lax.psum_scatter(x, axes, scatter_dimension=dim, tiled=True)
-    for phase in _phases(axes):
-        x = phase.scatter(x, dim)
-    return x
+    if by_permutes:
+        return _Torus(axes).scatter(x, dim)
+    return jax.lax.psum_scatter(x, axes, scatter_dimension=dim, tiled=True)
 
 
 def _scatter_forward(x, axes, dim, by_permutes):
@@ -103,63 +126,157 @@ def _scatter_backward(axes, dim, by_permutes, _, grad):
 _scatter.defvjp(_scatter_forward, _scatter_backward)
 
 
-class _Phase:
-    """Devices whose numbers along an axis differ by multiples of a stride."""
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """Devices whose numbers along a mesh axis differ by multiples of a stride."""
 
-    def __init__(self, axis: str, size: int, stride: int):
-        self.axis, self.size, self.stride = axis, size, stride
-        self.num_devices = jax.lax.axis_size(axis)
+    axis: str
+    size: int
+    stride: int
 
-    def gather(self, x: jax.Array, dim: int) -> jax.Array:
-        """Joins the blocks of the phase's devices, in their order."""
-        shape = list(x.shape)
-        shape[dim] *= self.size
-        joined = jax.lax.empty(tuple(shape), x.dtype)
-        joined = jax.lax.pcast(joined, _varying(x), to="varying")
-        for shift in range(self.size):
-            block = x if shift == 0 else self._from(x, shift)
-            start = self._place(shift) * x.shape[dim]
-            joined = jax.lax.dynamic_update_slice_in_dim(joined, block, start, dim)
-        return joined
-
-    def scatter(self, x: jax.Array, dim: int) -> jax.Array:
-        """Sums the phase's arrays; each device keeps the block of its place."""
-        size = x.shape[dim] // self.size
-        total = None
-        for shift in range(self.size):
-            start = self._place(shift) * size
-            block = jax.lax.dynamic_slice_in_dim(x, start, size, dim)
-            if shift:
-                block = self._from(block, -shift)
-            block = block.astype(jnp.float32)
-            total = block if total is None else total + block
-        assert total is not None
-        return total.astype(x.dtype)
-
-    def _place(self, shift: int) -> jax.Array:
-        """Returns the place in the phase of the device that is `shift` after this."""
+    def place(self, shift: int) -> jax.Array:
+        """Returns the place in the line of the device that is `shift` after this."""
         place = jax.lax.axis_index(self.axis) // self.stride
         return (place + shift) % self.size
 
-    def _from(self, x: jax.Array, shift: int) -> jax.Array:
-        """Returns `x` of the device whose place in the phase is `shift` after this."""
+    def receive(self, x: jax.Array, shift: int) -> jax.Array:
+        """Returns `x` of the device whose place in the line is `shift` after this."""
         pairs = []
-        for receiver in range(self.num_devices):
+        for receiver in range(jax.lax.axis_size(self.axis)):
             place = receiver // self.stride % self.size
             step = (place + shift) % self.size - place
             pairs.append((receiver + step * self.stride, receiver))
         return jax.lax.ppermute(x, self.axis, pairs)
 
 
-def _phases(axes: Axes) -> list[_Phase]:
-    """Returns the phases of a gather, that of the largest strides first."""
-    phases = []
-    for axis in axes:
-        stride = jax.lax.axis_size(axis)
-        for factor in factors(stride):
-            stride //= factor
-            phases.append(_Phase(axis, factor, stride))
-    return phases
+class _Torus:
+    """The lines that the devices of some mesh axes make, the major one first.
+
+    A gathered dimension is kept as one dimension for each line and the block's own:
+    [..., size, size, block, ...].
+    """
+
+    def __init__(self, axes: Axes):
+        self.lines = [line for axis in axes for line in _lines_of(axis)]
+
+    def gather(self, x: jax.Array, dim: int) -> jax.Array:
+        rest = [line.size for line in self.lines]
+        shape = (*x.shape[:dim], *rest, *x.shape[dim:])
+        whole = jax.lax.empty(shape, x.dtype)
+        whole = jax.lax.pcast(whole, _varying(x), to="varying")
+        for order, start, size in self._parts(x.shape[dim]):
+            part = jax.lax.slice_in_dim(x, start, start + size, axis=dim)
+            part = part.reshape(*x.shape[:dim], *(1 for _ in rest), *part.shape[dim:])
+            for index in order[:-1]:
+                part = self._join(part, index, dim)
+            whole = self._place(whole, part, order[-1], dim, start)
+        size = math.prod(rest) * x.shape[dim]
+        return whole.reshape(*x.shape[:dim], size, *x.shape[dim + 1 :])
+
+    def scatter(self, x: jax.Array, dim: int) -> jax.Array:
+        rest = [line.size for line in self.lines]
+        block = x.shape[dim] // math.prod(rest)
+        x = x.reshape(*x.shape[:dim], *rest, block, *x.shape[dim + 1 :])
+        parts = []
+        for order, start, size in self._parts(block):
+            part = jax.lax.slice_in_dim(
+                x, start, start + size, axis=dim + len(self.lines)
+            )
+            for index in reversed(order):
+                part = self._sum(part, index, dim)
+            parts.append(part)
+        whole = jnp.concatenate(parts, axis=dim + len(self.lines))
+        return whole.reshape(*x.shape[:dim], block, *x.shape[dim + len(rest) + 1 :])
+
+    def _parts(self, block: int) -> list[tuple[list[int], int, int]]:
+        """Returns for each part the order of its lines, its start and its size."""
+        count = len(self.lines)
+        edges = [
+            round(block * i / count / PART_MULTIPLE) * PART_MULTIPLE
+            for i in range(count)
+        ]
+        edges.append(block)
+        orders = [[(first + i) % count for i in range(count)] for first in range(count)]
+        spans = zip(orders, edges, edges[1:], strict=False)
+        return [(order, low, high - low) for order, low, high in spans if high > low]
+
+    def _join(self, part: jax.Array, index: int, dim: int) -> jax.Array:
+        """Gathers a part along one line."""
+        shape = list(part.shape)
+        shape[dim + index] *= self.lines[index].size
+        whole = jax.lax.empty(tuple(shape), part.dtype)
+        whole = jax.lax.pcast(whole, _varying(part), to="varying")
+        return self._place(whole, part, index, dim, start=0)
+
+    def _place(
+        self, whole: jax.Array, part: jax.Array, index: int, dim: int, start: int
+    ) -> jax.Array:
+        """Writes the parts of all devices of a line into the whole."""
+        line = self.lines[index]
+        for shift in range(line.size):
+            block = part if shift == 0 else line.receive(part, shift)
+            starts: list[Any] = [0] * whole.ndim
+            starts[dim + index] = line.place(shift)
+            starts[dim + len(self.lines)] = start
+            whole = jax.lax.dynamic_update_slice(whole, block, starts)
+        return whole
+
+    def _sum(self, part: jax.Array, index: int, dim: int) -> jax.Array:
+        """Sums a line's parts; each device keeps the block of its place."""
+        line, total = self.lines[index], None
+        for shift in range(line.size):
+            block = jax.lax.dynamic_slice_in_dim(
+                part, line.place(shift), 1, axis=dim + index
+            )
+            if shift:
+                block = line.receive(block, -shift)
+            block = block.astype(jnp.float32)
+            total = block if total is None else total + block
+        assert total is not None
+        return total.astype(part.dtype)
+
+
+_LINES: dict[tuple, dict[str, tuple[int, ...]]] = {}
+"""Mesh -> axis -> sizes of the lines that it is made of, the major one first."""
+
+
+def _key(mesh) -> tuple:
+    return tuple(mesh.shape.items())
+
+
+def _lines_of(axis: str) -> list[_Line]:
+    stride = jax.lax.axis_size(axis)
+    lines = _LINES.get(_key(jax.sharding.get_abstract_mesh()), {})
+    sizes = []
+    for size in lines.get(axis) or (stride,):
+        sizes += factors(size)
+    found = []
+    for size in sizes:
+        stride //= size
+        found.append(_Line(axis, size, stride))
+    return found
+
+
+def _lines(places: np.ndarray) -> tuple[int, ...]:
+    """Returns the lengths of the torus axes that places in order run along."""
+    size = len(places)
+    if size == 1:
+        return ()
+    (moves,) = np.nonzero(places[1] != places[0])
+    if len(moves) != 1:
+        return (size,)
+    along, others = places[:, moves[0]], np.delete(places, moves, axis=1)
+    length = 1
+    # As long as only that coordinate changes, and never back to where it was.
+    while (
+        length < size
+        and np.array_equal(others[length], others[0])
+        and along[length] not in along[:length]
+    ):
+        length += 1
+    if length == 1 or size % length:
+        return (size,)
+    return (*_lines(places[::length]), length)
 
 
 def factors(size: int) -> Sequence[int]:

@@ -50,6 +50,7 @@ ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "B": BATCH_AXES,
     "T": (CONTEXT_AXIS,),
     "M": TOKEN_AXES,
+    "J": TOKEN_AXES,
     "N": (TENSOR_AXIS,),
     "K": (TENSOR_AXIS,),
     "F": (TENSOR_AXIS,),
@@ -82,7 +83,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         for group in _slices(devices, shape[0])
     ]
     kinds = (AxisType.Explicit,) * len(MESH_AXES)
-    return Mesh(np.stack(groups), MESH_AXES, axis_types=kinds)
+    mesh = Mesh(np.stack(groups), MESH_AXES, axis_types=kinds)
+    collectives.learn_torus(mesh)
+    return mesh
 
 
 def _slices(devices: list[Any], num_slices: int) -> list[list[Any]]:

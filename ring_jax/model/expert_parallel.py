@@ -52,7 +52,8 @@ type RunRows = Callable[..., jax.Array]
 class ExpertWeights:
     """The routed experts of a layer that a device has, whole but for `tensor`."""
 
-    gate_up_ED2F: jax.Array
+    gate_up_EDF: jax.Array
+    """[E, D, 2F], gate and then up: as kernels and wires take it."""
     down_EFD: jax.Array
 
 
@@ -76,7 +77,7 @@ def run_local(
       f32[M, D], the weighted sums.
     """
     with jax.named_scope("dispatch"):
-        E = experts.gate_up_ED2F.shape[0]
+        E = experts.gate_up_EDF.shape[0]
         routes = plan_routes(expert_ids_MA, num_experts=E)
     return _run_routes(run_rows, x_MD, weights_MA, experts, routes)
 
@@ -92,7 +93,7 @@ def run_ring(
 
     Sums of a token's rows are rounded to `x_MD`'s type before they go back.
     """
-    E, num_pairs = experts.gate_up_ED2F.shape[0], expert_ids_MA.size
+    E, num_pairs = experts.gate_up_EDF.shape[0], expert_ids_MA.size
     gather = functools.partial(collectives.all_gather, axes=(EXPERT_AXIS,), dim=0)
     with jax.named_scope("transport"):
         x_all_MD, weights_all_MA = gather(x_MD), gather(weights_MA)
@@ -125,7 +126,7 @@ def run_ragged(
 ) -> jax.Array:
     """Does what `run_ring` does; rows, in `x_MD`'s type, move instead of tokens."""
     num_devices = jax.lax.axis_size(EXPERT_AXIS)
-    E = experts.gate_up_ED2F.shape[0] * num_devices
+    E = experts.gate_up_EDF.shape[0] * num_devices
     with jax.named_scope("dispatch"):
         routes = plan_routes(expert_ids_MA, num_experts=E)
         x_RD, weights_R = dispatch(x_MD, routes), sort_pairs(weights_MA, routes)
@@ -140,9 +141,7 @@ def run_ragged(
             x_CD = exchange_rows(x_RD, exchange)
             weights_C = exchange_values(weights_R, exchange)
         sizes_E = exchange.group_sizes()
-        y_CD = run_rows(
-            x_CD, experts.gate_up_ED2F, experts.down_EFD, weights_C, sizes_E
-        )
+        y_CD = run_rows(x_CD, experts.gate_up_EDF, experts.down_EFD, weights_C, sizes_E)
         with jax.named_scope("transport"):
             return return_rows(y_CD, exchange)
 
@@ -167,7 +166,7 @@ def _run_routes(
     with jax.named_scope("dispatch"):
         x_RD, weights_R = dispatch(x_MD, routes), sort_pairs(weights_MA, routes)
     y_RD = run_rows(
-        x_RD, experts.gate_up_ED2F, experts.down_EFD, weights_R, routes.group_sizes_E
+        x_RD, experts.gate_up_EDF, experts.down_EFD, weights_R, routes.group_sizes_E
     )
     with jax.named_scope("combine"):
         return combine(y_RD, routes)
@@ -190,10 +189,9 @@ def _in_passes(
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
         return total + run_pass(arrays, plan, index * size)
 
-    zero = jnp.zeros((), jnp.int32)
-    shape = jax.eval_shape(run_pass, arrays, plan, zero)
-    (total, _) = vary_alike(jnp.zeros(shape.shape, shape.dtype), (arrays, plan))
-    return jax.lax.fori_loop(0, num_passes, add, total)
+    # What comes beside the first pass, nearly always the only one, can hide behind it.
+    first = run_pass(arrays, plan, jnp.zeros((), jnp.int32))
+    return jax.lax.fori_loop(1, num_passes, add, first)
 
 
 def _in_passes_forward(pass_and_size, arrays, plan, num_passes):
@@ -205,17 +203,16 @@ def _in_passes_backward(pass_and_size, residuals, grad):
     run_pass, size = pass_and_size
     arrays, plan, num_passes = residuals
 
-    def add(index: jax.Array, totals: Any) -> Any:
+    def pull_back(index: jax.Array | int) -> Any:
         def run(arrays: Any) -> jax.Array:
-            return run_pass(arrays, plan, index * size)
+            return run_pass(arrays, plan, jnp.asarray(index * size, jnp.int32))
 
-        _, transpose = jax.vjp(run, arrays)
-        (grads,) = transpose(grad)
-        return jax.tree.map(jnp.add, totals, grads)
+        return jax.vjp(run, arrays)[1](grad)[0]
 
-    zeros = jax.tree.map(jnp.zeros_like, arrays)
-    totals, _ = vary_alike(zeros, (arrays, plan, grad))
-    return jax.lax.fori_loop(0, num_passes, add, totals), None, None
+    def add(index: jax.Array, totals: Any) -> Any:
+        return jax.tree.map(jnp.add, totals, pull_back(index))
+
+    return jax.lax.fori_loop(1, num_passes, add, pull_back(0)), None, None
 
 
 _in_passes.defvjp(_in_passes_forward, _in_passes_backward)

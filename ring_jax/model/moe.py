@@ -30,11 +30,11 @@ from ring_jax.model.expert_parallel import (
 )
 from ring_jax.model.layers import GatedMlp, normal, uniform
 from ring_jax.model.router import (
-    RouterStats,
+    RouterSums,
     RoutingNoise,
     Selection,
     perturb,
-    router_stats,
+    router_sums,
     select_experts,
 )
 from ring_jax.sharding import einsum
@@ -55,8 +55,8 @@ class Moe(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, is_token_BT: jax.Array, noise: RoutingNoise | None
-    ) -> tuple[jax.Array, RouterStats]:
-        """Returns routed plus shared experts' output, and the routing statistics."""
+    ) -> tuple[jax.Array, RouterSums]:
+        """Returns routed plus shared experts' output, and sums for the statistics."""
         x_MD = sharding.flatten_tokens(x_BTD)
         is_token_M = sharding.flatten_tokens(is_token_BT)
         # The matmul runs in the activation's dtype as in the source, all after it in
@@ -67,13 +67,13 @@ class Moe(nnx.Module):
             if noise is not None:
                 logits_ME = perturb(logits_ME, noise)
             selection = select_experts(logits_ME, is_token_M, config=self.config.moe)
-            stats = router_stats(logits_ME, selection, is_token_M)
+            sums = router_sums(logits_ME, selection, is_token_M)
         out_MD = self._experts(x_MD, selection)
         out_BTD = sharding.unflatten_tokens(out_MD, x_BTD)
         if self.shared is not None:
             with jax.named_scope("shared"):
                 out_BTD += self.shared(x_BTD)
-        return out_BTD, stats
+        return out_BTD, sums
 
     def _experts(self, x_MD: jax.Array, selection: Selection) -> jax.Array:
         rows, row = sharding.activation("MD"), sharding.activation("MA")
@@ -104,7 +104,10 @@ def _experts_on_device(
     transport = _transport(x_MD, config)
     keep = "" if transport == "fsdp" else "E"
     gather = functools.partial(sharding.gather_block, dtype=x_MD.dtype, keep=keep)
-    experts = ExpertWeights(gather(gate_up_ED2F, "ED2F"), gather(down_EFD, "EFD"))
+    # Joined before it is gathered: [2, F] would lie in tiles of two rows.
+    E, D = gate_up_ED2F.shape[:2]
+    gate_up_EDF = gate_up_ED2F.astype(x_MD.dtype).reshape(E, D, -1)
+    experts = ExpertWeights(gather(gate_up_EDF, "EDF"), gather(down_EFD, "EFD"))
     out_MD = TRANSPORTS[transport](
         functools.partial(_run_rows, config=config.moe),
         sharding.vary(x_MD, sharding.TENSOR_AXIS),
@@ -131,13 +134,15 @@ def _transport(x_MD: jax.Array, config: ModelConfig) -> str:
 
 def _run_rows(
     x_RD: jax.Array,
-    gate_up_ED2F: jax.Array,
+    gate_up_EDF: jax.Array,
     down_EFD: jax.Array,
     row_weights_R: jax.Array,
     group_sizes_E: jax.Array,
     *,
     config: MoeConfig,
 ) -> jax.Array:
+    E, D = gate_up_EDF.shape[:2]
+    gate_up_ED2F = gate_up_EDF.reshape(E, D, 2, -1)
     with jax.named_scope("experts"):
         # Gate and up are always saved: rematerialised layers (`config.train.remat`)
         # compute them once in the backward pass, and others keep everything.

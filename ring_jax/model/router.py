@@ -33,6 +33,20 @@ class RouterStats:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class RouterSums:
+    """What each device's tokens add to a layer's statistics; f32, J devices."""
+
+    count_JE: jax.Array
+    """Routed rows of each expert."""
+    probability_JE: jax.Array
+    num_tokens_J: jax.Array
+    log_partition_square_J: jax.Array
+    logit_J: jax.Array
+    logit_square_J: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class RoutingNoise:
     """Stochastic routing warm-up of one layer (arXiv:2503.05139, section 2.1)."""
 
@@ -105,29 +119,62 @@ def _top_k(values_ME: jax.Array, num_chosen: int) -> tuple[jax.Array, jax.Array]
     return jnp.stack(chosen, axis=1), jnp.stack(ids, axis=1)
 
 
-def router_stats(
+def router_sums(
     logits_ME: jax.Array, selection: Selection, is_token_M: jax.Array
-) -> RouterStats:
+) -> RouterSums:
+    """Adds up, on each device for itself, what `router_stats` is made of.
+
+    The choice itself has no gradient; the balance loss acts through the probabilities.
+    """
+    row = sharding.activation("M")
+    run = sharding.per_device(
+        _sums_on_device,
+        in_specs=(sharding.activation("ME"), sharding.activation("MA"), row),
+        out_specs=tuple(map(sharding.activation, ("JE", "JE", "J", "J", "J", "J"))),
+    )
+    return RouterSums(*run(logits_ME, selection.expert_ids_MA, is_token_M))
+
+
+def _sums_on_device(
+    logits_ME: jax.Array, expert_ids_MA: jax.Array, is_token_M: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Returns the fields of `RouterSums`, in order."""
+    E = logits_ME.shape[1]
+    is_token_M = is_token_M.astype(jnp.float32)
+    chosen_MAE = expert_ids_MA[..., None] == jnp.arange(E)[None, None]
+    probabilities_ME = jax.nn.softmax(logits_ME, axis=-1)
+    log_partition_M = jax.nn.logsumexp(logits_ME, axis=-1)
+    plain_ME = jax.lax.stop_gradient(logits_ME) * is_token_M[:, None]
+    sums = (
+        jnp.sum(chosen_MAE, axis=(0, 1), dtype=jnp.float32),
+        jnp.sum(probabilities_ME * is_token_M[:, None], axis=0),
+        jnp.sum(is_token_M),
+        jnp.sum(jnp.square(log_partition_M) * is_token_M),
+        jnp.sum(plain_ME),
+        jnp.sum(jnp.square(plain_ME)),
+    )
+    return tuple(total[None] for total in sums)
+
+
+def router_stats(sums: RouterSums) -> RouterStats:
     """Measures load, balance loss and z-loss over the tokens that are not padding.
 
-    Statistics are global: under a mesh they span all devices, and under gradient
-    accumulation one microbatch. The choice itself has no gradient; the balance loss
-    acts through the mean probabilities (arXiv:2101.03961, equations 4 to 6).
+    Statistics are global: they span all devices, and under gradient accumulation one
+    microbatch (arXiv:2101.03961, equations 4 to 6). Given the sums of stacked layers,
+    all of them cross the wire at once.
     """
-    E = logits_ME.shape[1]
-    is_token = is_token_M.astype(jnp.float32)
-    num_tokens = jnp.maximum(jnp.sum(is_token), 1.0)
-    chosen_MAE = selection.expert_ids_MA[..., None] == jnp.arange(E)[None, None]
-    count_E = jnp.sum(chosen_MAE, axis=(0, 1), dtype=jnp.float32)
-    load_E = count_E / jnp.maximum(jnp.sum(count_E), 1.0)
-    probabilities_ME = jax.nn.softmax(logits_ME, axis=-1)
-    mean_E = jnp.sum(probabilities_ME * is_token[:, None], axis=0) / num_tokens
-    log_partition_M = jax.nn.logsumexp(logits_ME, axis=-1)
-    plain_ME = jax.lax.stop_gradient(logits_ME) * is_token[:, None]
+    count_E = jnp.sum(sums.count_JE, axis=-2)
+    E = count_E.shape[-1]
+    num_tokens = jnp.maximum(jnp.sum(sums.num_tokens_J, axis=-1), 1.0)
+    total = jnp.maximum(jnp.sum(count_E, axis=-1, keepdims=True), 1.0)
+    load_E = count_E / total
+    mean_E = jnp.sum(sums.probability_JE, axis=-2) / num_tokens[..., None]
+    squares = jnp.sum(sums.log_partition_square_J, axis=-1)
+    num_logits = num_tokens * E
     return RouterStats(
         load_E=load_E,
-        balance_loss=E * jnp.sum(load_E * mean_E),
-        z_loss=jnp.sum(jnp.square(log_partition_M) * is_token) / num_tokens,
-        logit_mean=jnp.sum(plain_ME) / (num_tokens * E),
-        logit_square=jnp.sum(jnp.square(plain_ME)) / (num_tokens * E),
+        balance_loss=E * jnp.sum(load_E * mean_E, axis=-1),
+        z_loss=squares / num_tokens,
+        logit_mean=jnp.sum(sums.logit_J, axis=-1) / num_logits,
+        logit_square=jnp.sum(sums.logit_square_J, axis=-1) / num_logits,
     )

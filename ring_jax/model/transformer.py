@@ -21,7 +21,12 @@ from ring_jax.model.attention import Attention, KeyValues, Rows
 from ring_jax.model.layers import GatedMlp, filled, normal, rms_norm
 from ring_jax.model.moe import Moe
 from ring_jax.model.rope import rotary_tables
-from ring_jax.model.router import RouterStats, RoutingNoise
+from ring_jax.model.router import (
+    RouterStats,
+    RouterSums,
+    RoutingNoise,
+    router_stats,
+)
 
 NORM_HEAD_EPS = 1e-7
 MAX_UNROLLED_LAYERS = 4
@@ -47,8 +52,8 @@ class Layer(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, rows: Rows, noise: RoutingNoise | None
-    ) -> tuple[jax.Array, RouterStats | None]:
-        """Returns the new residual stream and, of a routed layer, its statistics."""
+    ) -> tuple[jax.Array, RouterSums | None]:
+        """Returns the new residual stream and what a routed layer's routing sums up."""
         with jax.named_scope("attention"):
             normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
             x_BTD += self.attention(normed, rows)
@@ -64,15 +69,15 @@ class Layer(nnx.Module):
 
     def _feed_forward(
         self, x_BTD: jax.Array, rows: Rows, noise: RoutingNoise | None
-    ) -> tuple[jax.Array, RouterStats | None]:
+    ) -> tuple[jax.Array, RouterSums | None]:
         normed = rms_norm(x_BTD, self.mlp_norm_D[...], eps=self.eps)
         if self.mlp is not None:
             with jax.named_scope("mlp"):
                 return x_BTD + self.mlp(normed), None
         assert self.moe is not None
         with jax.named_scope("moe"):
-            out_BTD, stats = self.moe(normed, rows.segments_BT > 0, noise)
-            return x_BTD + out_BTD, stats
+            out_BTD, sums = self.moe(normed, rows.segments_BT > 0, noise)
+            return x_BTD + out_BTD, sums
 
 
 @jax.tree_util.register_dataclass
@@ -142,8 +147,8 @@ class Transformer(nnx.Module):
         if self.dense_layers is not None:
             x_BTD, _ = _scan_layers(run_dense, x_BTD, self.dense_layers, remat)
         inputs = (self.moe_layers, noise)
-        x_BTD, stats = _scan_layers(run_moe, x_BTD, inputs, remat)
-        return self._final_norm(x_BTD), stats
+        x_BTD, sums = _scan_layers(run_moe, x_BTD, inputs, remat)
+        return self._final_norm(x_BTD), router_stats(sums)
 
     def decode(
         self,

@@ -165,8 +165,8 @@ def assert_same_run(workdir: pathlib.Path, expected: list[tuple[int, float]]) ->
     found = losses(workdir)
     assert [step for step, _ in found] == [step for step, _ in expected]
     # Gradients are summed over another number of devices, in float32: 6e-8 a sum, and
-    # eight Adam steps were seen to make at most 2e-7 of it.
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # eight Adam steps were seen to make at most 2e-7 of it; twenty make more.
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_two_processes_have_the_losses_of_one(config, tmp_path, start, one_process):
@@ -181,16 +181,42 @@ def test_two_processes_have_the_losses_of_one(config, tmp_path, start, one_proce
     assert committed_steps(workdir) == [8]
 
 
+TWENTY = "--config.stages.base.num_steps=20"
+
+
+@pytest.fixture(scope="module")
+def twenty_steps(config, tmp_path_factory) -> list[tuple[int, float]]:
+    """Losses of one process with one device."""
+    workdir = tmp_path_factory.mktemp("twenty")
+    words = words_of(config, workdir, TWENTY)
+    subprocess.run(
+        [sys.executable, "-m", "ring_jax.cli.main", "train", *words],
+        cwd=REPOSITORY,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return losses(workdir)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "devices"), [(4, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("num_processes", "devices", "mesh"),
+    [
+        (2, 4, {"fsdp": 4}),
+        (4, 2, {"fsdp": 2, "expert": 2}),
+        (2, 4, {"slice": 2, "fsdp": 2, "context": 2}),
+    ],
+    ids=["2x4", "4x2", "slices"],
+)
 def test_any_number_of_processes_has_the_losses_of_one(
-    config, tmp_path, start, one_process, num_processes, devices
+    config, tmp_path, start, twenty_steps, num_processes, devices, mesh
 ):
     workdir = tmp_path / "run"
-    mesh = "--config.mesh.fsdp=2"
-    pod = start([words_of(config, workdir, mesh)] * num_processes, devices=devices)
+    sizes = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    words = words_of(config, workdir, TWENTY, *sizes)
+    pod = start([words] * num_processes, devices=devices)
     assert pod.statuses() == [status.DONE] * num_processes, pod.said(0)
-    assert_same_run(workdir, one_process)
+    assert_same_run(workdir, twenty_steps)
 
 
 def start_local_pod(num_processes: int, words: list[str]) -> subprocess.Popen:
