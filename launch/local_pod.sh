@@ -65,6 +65,13 @@ end_after_grace() {
   kill -KILL "$@" 2>/dev/null || true
 }
 
+say_killed() {
+  local index
+  for index in "${!pids[@]}"; do
+    [ "${pids[index]}" != "$1" ] || echo "[$index] local_pod: ended by signal $2" >&2
+  done
+}
+
 # Waits for all processes, whatever interrupts the wait; the first failure sets the clock.
 wait_for_all() {
   local pid status guard=''
@@ -73,12 +80,14 @@ wait_for_all() {
   while [ ${#left[@]} -gt 0 ]; do
     status=0
     pid=''
-    wait -n -p pid "${!left[@]}" || status=$?
+    # Bash would tell of a job that was killed in a line of its own making.
+    { wait -n -p pid "${!left[@]}"; } 2>/dev/null || status=$?
     # Without a process's number it was a signal that ended the wait.
     [ -n "${pid:-}" ] || continue
     unset "left[$pid]"
     if [ "$status" -ne 0 ] && [ -z "$first_failure" ]; then
       first_failure=$status
+      [ "$status" -le 128 ] || say_killed "$pid" $((status - 128))
       end_after_grace "${!left[@]}" >/dev/null 2>&1 &
       guard=$!
     fi
