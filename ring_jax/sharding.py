@@ -36,16 +36,20 @@ TENSOR_AXIS = "tensor"
 TOKEN_AXES = tuple(axis for axis in MESH_AXES if axis != TENSOR_AXIS)
 """Devices along them have different tokens."""
 
-# A letter without a rule is replicated; an axis that an earlier dimension of the array
-# has taken is left out.
+STORAGE_AXES = ("fsdp", CONTEXT_AXIS, EXPERT_AXIS)
+"""Devices along them store parts of a weight, which is gathered where it is used."""
+
+# A letter without a rule is replicated.
 WEIGHT_RULES: dict[str, tuple[str, ...]] = {
     "E": (EXPERT_AXIS,),
     "N": (TENSOR_AXIS,),
     "K": (TENSOR_AXIS,),
     "F": (TENSOR_AXIS,),
     "V": (TENSOR_AXIS,),
-    "D": ("fsdp", CONTEXT_AXIS, EXPERT_AXIS),
 }
+STORED_BY = {"VD": "V", "EFD": "F"}
+"""The dimension of a weight that is stored in parts; D in all others. These two are
+used as they are, and gathering a last dimension would move single tiles."""
 ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "B": BATCH_AXES,
     "T": (CONTEXT_AXIS,),
@@ -110,25 +114,32 @@ def check_model(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
     Raises:
       ConfigError: one line that names the axis, the dimension and both sizes.
     """
-    moe = config.moe
+    moe, num_tensor = config.moe, mesh.shape[TENSOR_AXIS]
+    stored = math.prod(mesh.shape[axis] for axis in STORAGE_AXES)
+    num_expert = mesh.shape[EXPERT_AXIS]
     sizes = {
-        "num_heads": ("N", config.num_heads),
-        "num_kv_heads": ("K", config.num_kv_heads),
-        "moe.expert_dim": ("F", moe.expert_dim),
-        "vocab_size": ("V", config.vocab_size),
-        "moe.num_experts": ("E", moe.num_experts),
-        "model_dim": ("D", config.model_dim),
+        "num_heads": (config.num_heads, num_tensor, "tensor"),
+        "num_kv_heads": (config.num_kv_heads, num_tensor, "tensor"),
+        "moe.num_experts": (moe.num_experts, num_expert, "expert"),
+        "moe.expert_dim": (
+            moe.expert_dim,
+            num_tensor * stored // num_expert,
+            "tensor * fsdp * context",
+        ),
+        "vocab_size": (
+            config.vocab_size,
+            num_tensor * stored,
+            "tensor * fsdp * context * expert",
+        ),
+        "model_dim": (config.model_dim, stored, "fsdp * context * expert"),
     }
     if config.num_dense_layers:
-        sizes["mlp_dim"] = ("F", config.mlp_dim)
-    for name, (letter, size) in sizes.items():
-        axes = WEIGHT_RULES[letter]
-        parts = math.prod(mesh.shape[axis] for axis in axes)
+        sizes["mlp_dim"] = (config.mlp_dim, num_tensor, "tensor")
+    for name, (size, parts, axes) in sizes.items():
         if size % parts:
-            product = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
             raise ConfigError(
-                f"config.mesh: {product} does not divide model.{name}={size}. Choose "
-                "sizes that do."
+                f"config.mesh: {axes} = {parts} does not divide model.{name}={size}. "
+                "Choose sizes that do."
             )
 
 
@@ -189,9 +200,15 @@ def weight(dims: str) -> P:
 
     A vector, or the router, is whole on every device: not worth a gather.
     """
-    if dims in ("D", "DE"):
-        return P(*(None,) * len(dims))
-    return _layout(dims, WEIGHT_RULES)
+    rules = dict(WEIGHT_RULES)
+    if dims not in ("D", "DE"):
+        taken = {axis for dim in dims for axis in rules.get(dim, ())}
+        stored = STORED_BY.get(dims, "D")
+        free = tuple(axis for axis in STORAGE_AXES if axis not in taken)
+        rules[stored] = rules.get(stored, ()) + free
+    elif dims == "DE":
+        del rules["E"]
+    return _layout(dims, rules)
 
 
 def activation(dims: str) -> P:
@@ -200,13 +217,7 @@ def activation(dims: str) -> P:
 
 
 def _layout(dims: str, rules: dict[str, tuple[str, ...]]) -> P:
-    taken = {axis for dim in dims if dim != "D" for axis in rules.get(dim, ())}
-    entries = []
-    for dim in dims:
-        axes = rules.get(dim, ())
-        free = tuple(axis for axis in axes if dim != "D" or axis not in taken)
-        entries.append(_that_split(free))
-    return P(*entries)
+    return P(*(_that_split(rules.get(dim, ())) for dim in dims))
 
 
 def _that_split(axes: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -321,7 +332,11 @@ def _einsum_block(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     split = [dim for dim in w_dims if TENSOR_AXIS in WEIGHT_RULES.get(dim, ())]
     if any(dim in dims for dim in split):
         x = vary(x, TENSOR_AXIS)
-    y = jnp.einsum(equation, x, gather_block(w, w_dims, dtype=x.dtype))
+    # Blocks of a first dimension are joined without moving what is in them.
+    first = "D" + w_dims.replace("D", "")
+    w = jnp.moveaxis(w, w_dims.index("D"), 0)
+    w = gather_block(w, first, dtype=x.dtype)
+    y = jnp.einsum(f"{x_dims},{first}->{dims}", x, w)
     if any(dim not in dims for dim in split):
         y = sum_over(y, TENSOR_AXIS)
     return y

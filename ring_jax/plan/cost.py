@@ -122,6 +122,9 @@ def _estimate(config: RunConfig, step: CompiledStep, pod: Pod) -> StepTime:
         kernel_scalars=our_kernels(
             pod.tpu.name, num_routed_rows=_routed_rows(config, pod)
         ),
+        # Such loops are the further passes of a device that more tokens want than it
+        # takes at once (`model/expert_parallel.py`).
+        default_trip_count=0,
     )
 
 
