@@ -14,7 +14,7 @@ TOPOLOGY = "tpu7x-64"
 
 def get_config() -> ml_collections.ConfigDict:
     run = fine_tuning(
-        mesh=MeshConfig(data=1, fsdp=64),
+        mesh=MeshConfig(data=1, fsdp=16, expert=4),
         train=TrainConfig(global_batch_size=64, seq_len=16384),
     )
     return to_config_dict(run)

@@ -14,7 +14,7 @@ TOPOLOGY = "v6e-256"
 
 def get_config() -> ml_collections.ConfigDict:
     run = fine_tuning(
-        mesh=MeshConfig(data=1, fsdp=128, context=2),
+        mesh=MeshConfig(data=1, fsdp=32, context=2, expert=4),
         train=TrainConfig(global_batch_size=128, seq_len=16384),
     )
     return to_config_dict(run)

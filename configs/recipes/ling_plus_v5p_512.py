@@ -21,7 +21,7 @@ TOPOLOGY = "v5p-512"
 
 def get_config() -> ml_collections.ConfigDict:
     run = fine_tuning(
-        mesh=MeshConfig(data=1, fsdp=256),
+        mesh=MeshConfig(data=1, fsdp=64, expert=4),
         train=TrainConfig(global_batch_size=256, seq_len=16384),
         model=from_config_dict(ModelConfig, ling_plus.get_config().to_dict()),
         folder="models/Ling-plus",
