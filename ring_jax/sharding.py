@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -83,7 +82,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     rest = len(devices) // fixed
     shape = [rest if sizes[axis] == -1 else sizes[axis] for axis in MESH_AXES]
     groups = [
-        mesh_utils.create_device_mesh(shape[1:], group, allow_split_physical_axes=True)
+        torus.arrange(group, dict(zip(MESH_AXES[1:], shape[1:], strict=True)))
         for group in _slices(devices, shape[0])
     ]
     kinds = (AxisType.Explicit,) * len(MESH_AXES)

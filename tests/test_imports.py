@@ -92,7 +92,7 @@ def test_a_room_imports_only_what_the_table_allows(file):
 
 def test_the_table_was_read():
     assert MAY_IMPORT["config"] == MAY_IMPORT["pallas_kernels"] == set()
-    assert MAY_IMPORT["sharding"] == {"config", "collectives"}
+    assert MAY_IMPORT["sharding"] == {"config", "collectives", "torus"}
     assert MAY_IMPORT["cli"] == set(MAY_IMPORT)
 
 
