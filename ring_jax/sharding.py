@@ -23,7 +23,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from ring_jax import collectives
+from ring_jax import collectives, torus
 from ring_jax.config import ConfigError, MeshConfig, ModelConfig
 
 MESH_AXES = ("slice", "data", "fsdp", "context", "expert", "tensor")
