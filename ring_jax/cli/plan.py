@@ -4,6 +4,7 @@
 import argparse
 import json
 import pathlib
+import sys
 
 from ring_jax.cli import status
 from ring_jax.cli.console import Console
@@ -19,6 +20,7 @@ from ring_jax.cli.settings import load_run_config
 from ring_jax.config import ConfigError, RunConfig
 from ring_jax.plan import (
     BYTES_PER_SECOND_PER_HOST,
+    CompileError,
     Overflow,
     Plan,
     Pod,
@@ -68,11 +70,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the plan.
+    """Prints the plan; a step that the compiler refuses ends with `STOPPED`.
 
     Raises:
       ConfigError: the settings or the pod are wrong, or the step does not fit.
     """
+    try:
+        return _run(args)
+    except CompileError as error:
+        line = " ".join(str(error).split())
+        print(f"ring: the compiler refuses this step: {line}", file=sys.stderr)
+        return status.STOPPED
+
+
+def _run(args: argparse.Namespace) -> int:
     pod, rates = _pod(args), _rates(args)
     config = load_run_config(args)
     console, cache = Console(), default_cache()
