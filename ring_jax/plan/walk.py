@@ -69,13 +69,14 @@ class Pace:
     links: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Pending:
     """What was started and not yet awaited."""
 
     end: float
     label: str
     """The line of the breakdown that a wait for it goes to."""
+    links: frozenset[str] = frozenset()
 
 
 class Walk:
@@ -197,10 +198,11 @@ class Walk:
     def _start(
         self, instruction: Instruction, computation: Computation, times: float
     ) -> None:
+        links: frozenset[str] = frozenset()
         if collective := self._collective(instruction, computation):
             self._collectives[instruction.name] = (collective, times, True)
             label = f"{EXPOSED} over {collective.label}"
-            end = self._enqueue(collective)
+            end, links = self._enqueue(collective), frozenset(collective.links)
         elif instruction.opcode in ("copy-start", "slice-start"):
             label = COPIES
             end = self._enqueue_bytes("hbm", instruction.shapes[-2].num_bytes)
@@ -208,7 +210,7 @@ class Walk:
             # Its operands come with an update, or its result tells the bytes.
             label = COPIES
             end = self._enqueue_bytes("sparsecore", _moved(instruction, computation))
-        self._pending[instruction.name] = _Pending(end, label)
+        self._pending[instruction.name] = _Pending(end, label, links)
 
     def _update(self, instruction: Instruction, computation: Computation) -> None:
         """Gives work to what was started: it begins here."""
@@ -217,7 +219,7 @@ class Walk:
 
     def _await(self, instruction: Instruction, times: float) -> None:
         started = instruction.operands[0]
-        pending = self._pending.get(started)
+        pending = self._pending.pop(started, None)
         if pending is None or pending.end <= self.now:
             return
         self._wait(pending.end, pending.label, times)
@@ -237,13 +239,23 @@ class Walk:
         return None
 
     def _enqueue(self, collective: Collective) -> float:
-        """Returns when a collective ends that starts as soon as its links are free."""
-        links = collective.links
-        begin = max([self.now, *(self._queues[link] for link in links)])
-        end = begin + collective.seconds * self._pace.links
-        for queue in links:
-            self._queues[queue] = end
-        return end
+        """Returns when a collective ends that shares its links with those under way.
+
+        Packets of all of them take turns: a short one need not wait for a long one to
+        end, and delays it by its own length.
+        """
+        seconds = collective.seconds * self._pace.links
+        links = frozenset(collective.links)
+        behind = max((self._queues[link] - self.now for link in links), default=0.0)
+        shared = 0.0
+        for pending in self._pending.values():
+            left = pending.end - self.now
+            if left > 0 and links & pending.links:
+                shared += min(seconds, left)
+                pending.end += min(seconds, left)
+        for link in links:
+            self._queues[link] = max(self.now, self._queues[link]) + seconds
+        return self.now + seconds + min(shared, max(behind, 0.0))
 
     def _enqueue_bytes(self, queue: str, num_bytes: int) -> float:
         seconds = num_bytes / self._mesh.tpu.hbm_bytes_per_second * self._pace.core
