@@ -11,7 +11,7 @@
 All three are dropless: they compute what one device would, for any routing. Rows that
 a device computes at once are bounded: `SLACK` times the mean. A device with more takes
 another pass over what is left, so that the memory is the mean's and an overload costs
-time only. The gradient takes the same passes and computes each pass again.
+time only. The gradient takes the same passes, and computes all but the first again.
 """
 
 import dataclasses
@@ -195,24 +195,33 @@ def _in_passes(
 
 
 def _in_passes_forward(pass_and_size, arrays, plan, num_passes):
-    out = _in_passes(pass_and_size, arrays, plan, num_passes)
-    return out, (arrays, plan, num_passes)
+    run_pass, size = pass_and_size
+    # A policy of `jax.checkpoint` decides what is kept of the first pass.
+    first, pull_back = jax.vjp(_at(run_pass, plan, 0), arrays)
+
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
+        return total + run_pass(arrays, plan, index * size)
+
+    out = jax.lax.fori_loop(1, num_passes, add, first)
+    return out, (pull_back, arrays, plan, num_passes)
 
 
 def _in_passes_backward(pass_and_size, residuals, grad):
     run_pass, size = pass_and_size
-    arrays, plan, num_passes = residuals
-
-    def pull_back(index: jax.Array | int) -> Any:
-        def run(arrays: Any) -> jax.Array:
-            return run_pass(arrays, plan, jnp.asarray(index * size, jnp.int32))
-
-        return jax.vjp(run, arrays)[1](grad)[0]
+    pull_back, arrays, plan, num_passes = residuals
 
     def add(index: jax.Array, totals: Any) -> Any:
-        return jax.tree.map(jnp.add, totals, pull_back(index))
+        _, pull_back = jax.vjp(_at(run_pass, plan, index * size), arrays)
+        return jax.tree.map(jnp.add, totals, pull_back(grad)[0])
 
-    return jax.lax.fori_loop(1, num_passes, add, pull_back(0)), None, None
+    return jax.lax.fori_loop(1, num_passes, add, pull_back(grad)[0]), None, None
+
+
+def _at(run_pass: Callable, plan: Any, first: jax.Array | int) -> Callable:
+    def run(arrays: Any) -> jax.Array:
+        return run_pass(arrays, plan, jnp.asarray(first, jnp.int32))
+
+    return run
 
 
 _in_passes.defvjp(_in_passes_forward, _in_passes_backward)
