@@ -118,7 +118,12 @@ def test_every_setting_of_a_model_survives_config_json(config):
         for field in dataclasses.fields(kind)
     }
     # How experts and attention are computed is no property of the model.
-    computed = {"implementation", "quantization", "attention_implementation"}
+    computed = {
+        "implementation",
+        "transport",
+        "quantization",
+        "attention_implementation",
+    }
     assert fields - names == {"moe", "rope_scaling"} | computed
 
 
