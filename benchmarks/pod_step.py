@@ -47,6 +47,11 @@ from ring_jax.plan.topology import find_pod
 
 TOPOLOGIES = ("v5p-64", "v6e-64")
 """Accelerators, as both sides name them: 2 x 4 x 4 and 8 x 8 chips."""
+MESHES = {
+    "v5p-64": MeshConfig(data=1, fsdp=8, expert=4),
+    "v6e-64": MeshConfig(data=1, fsdp=16, expert=4),
+}
+"""Ours; the peer's is fsdp alone, the better of those that were tried for it."""
 SEQ_LEN, ROWS_PER_CHIP = 4096, 2
 CALIBRATION = ("v5p-64", 1.429)
 """Seconds of MaxText's step by an estimator of other authors (November 2026), in which
@@ -116,7 +121,7 @@ def our_side(accelerator: str, *, fresh: bool) -> Side:
     pod = find_pod(accelerator)
     run = RunConfig(
         model=ModelConfig(),
-        mesh=MeshConfig(data=1, fsdp=pod.num_devices),
+        mesh=MESHES[accelerator],
         data=DataConfig(sources={"any": SourceConfig(path="any.jsonl")}),
         train=TrainConfig(
             global_batch_size=ROWS_PER_CHIP * pod.num_chips,
