@@ -408,9 +408,10 @@ def choose_transport(
     - ring: tokens twice, sums once, gradients of both: 5 (J - 1) M D. Each pass over
       pairs also reads those of others, J - 1 times M A rows, three times in each
       direction, from an HBM that is `HBM_OVER_LINKS` as fast.
-    - ragged: rows there and back, there again, and gradients of both: 5 (J - 1) / J of
-      M A D, over J / 4 links in the mean. (A gather's bytes are passed on, one link at
-      a time; "How to scale your model": an all-to-all takes a quarter of the time.)
+    - ragged: rows there and back, there again, and gradients of both: 5 M A D, of
+      which J / 4 cross each link, and at least those that leave, (J - 1) / J. (An
+      all-to-all takes a quarter of the time of a gather of the same array: "How to
+      scale your model", sharded matrices.)
 
     Args:
       config: the model.
@@ -426,7 +427,7 @@ def choose_transport(
     cost = {
         "fsdp": 3 * others * experts,
         "ring": (J - 1) * (5 * tokens + 6 * rows / HBM_OVER_LINKS),
-        "ragged_all_to_all": 5 * others * rows * max(1.0, J / 4),
+        "ragged_all_to_all": 5 * rows * max(others, J / 4),
     }
     best = min(cost, key=cost.__getitem__)
     figures = ", ".join(f"{name} {each / 2**20:,.0f}" for name, each in cost.items())
