@@ -5,6 +5,7 @@
 #   launch/test.sh                      all but the markers slow, tpu and aot
 #   launch/test.sh -m slow              only the slow ones
 #   launch/test.sh --aot                compiles for TPUs that are not there, by their compiler
+#   launch/test.sh --aot -m 'aot and slow'   whole steps of the recipes, minutes each
 #   launch/test.sh tests/model -k rope
 set -euo pipefail
 
@@ -17,7 +18,7 @@ if [ "${1:-}" = --aot ]; then
   # are optimised as a run's are.
   export JAX_PLATFORMS=cpu ALLOW_MULTIPLE_LIBTPU_LOAD=1 TPU_SKIP_MDS_QUERY=1
   export JAX_DISABLE_MOST_OPTIMIZATIONS=0
-  exec .venv/bin/python -m pytest -q -n 2 -m aot "$@" </dev/null
+  exec .venv/bin/python -m pytest -q -n 2 -m 'aot and not slow' "$@" </dev/null
 fi
 "$repo/launch/setup.sh"
 cd -- "$repo"
