@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from ring_jax import sharding
 from ring_jax.checkpoint.huggingface import config_from_hf, config_to_hf
 from ring_jax.config import ModelConfig, RunConfig, from_config_dict
 from ring_jax.model import abstract_transformer, count_parameters, init_transformer
@@ -59,14 +60,24 @@ def as_lines(tree: Mapping[str, Any], path: str = "") -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_parameters_of_a_model_are_the_reviewed_ones(name, check_golden):
     lines = []
-    for path, leaf in jax.tree.leaves_with_path(abstract_transformer(load(name))):
-        sizes = [
-            str(size) if axis is None else f"{size}@{axis}"
-            for size, axis in zip(leaf.shape, leaf.sharding.spec, strict=True)
+    # Of all axes that split weights; the others keep copies.
+    config = load(name)
+    sizes = {
+        "fsdp": 2,
+        "context": 2,
+        "expert": 2,
+        "tensor": min(2, config.num_kv_heads),
+    }
+    with jax.sharding.use_abstract_mesh(sharding.abstract_mesh(**sizes)):
+        model = abstract_transformer(config)
+    for path, leaf in jax.tree.leaves_with_path(model):
+        dims = [
+            str(size) if axes is None else f"{size}@{axes}".replace("'", "")
+            for size, axes in zip(leaf.shape, leaf.sharding.spec, strict=True)
         ]
         # The last key is the parameter's own field.
         parameter = jax.tree_util.keystr(path[:-1], simple=True, separator=".")
-        lines.append(f"{parameter}: {leaf.dtype}[{', '.join(sizes)}]\n")
+        lines.append(f"{parameter}: {leaf.dtype}[{', '.join(dims)}]\n")
     check_golden(f"parameters/{name}.txt", "".join(lines))
 
 

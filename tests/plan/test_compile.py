@@ -126,8 +126,8 @@ def test_layouts_add_up_to_what_a_device_holds(small_run):
     with jax.sharding.use_abstract_mesh(mesh):
         model = abstract_state(run).model
     assert len(text.splitlines()) == len(jax.tree.leaves(model)) + 2
-    assert "moe_layers.moe.down_EFD: f32[5, 8@expert, 256, 256@fsdp]" in text
-    assert "block [5,4,256,128]" in text
+    assert "moe_layers.moe.down_EFD: f32[5, 8@expert, 256@fsdp, 256]" in text
+    assert "block [5,4,128,256]" in text
     weights = ClosedForm.of(run, POD).on(mesh.shape).num_weights
     assert f"holds {int(4 * weights):,} bytes" in text
 
