@@ -53,7 +53,7 @@ def print_plan(plan: Plan, rates: Rates, console: rich.console.Console) -> None:
     console.print(_collectives_table(plan))
     console.print(_summary_table(plan, rates))
     if unknown := [name for name, count in plan.time.loops.items() if count is None]:
-        console.print(f"counted once, their length depends on data: {unknown}")
+        console.print(f"not counted, their length depends on data: {unknown}")
     if plan.step.undonated:
         console.print(
             f"held twice, the donation failed: {', '.join(plan.step.undonated)}",
