@@ -317,7 +317,7 @@ class Exchange:
         return low_JE, jnp.clip(starts_JE + self.counts_JE, self.first, last)
 
     def _mine(self, array_JE: jax.Array) -> jax.Array:
-        """Returns the columns of this device's experts; [J, X]."""
+        """Returns the columns of this device's experts: E / J of them."""
         X = array_JE.shape[1] // array_JE.shape[0]
         first = X * jax.lax.axis_index(EXPERT_AXIS)
         return jax.lax.dynamic_slice_in_dim(array_JE, first, X, axis=1)
@@ -328,10 +328,7 @@ def exchange_rows(x_RD: jax.Array, exchange: Exchange) -> jax.Array:
     """Sends rows to the devices of their experts; [C, D], 0 where none came."""
     if _can_run_ragged():
         here, sizes, there, received, _, _ = exchange.slices()
-        empty_CD = _zeros_like(x_RD, exchange.num_received)
-        return jax.lax.ragged_all_to_all(
-            x_RD, empty_CD, here, sizes, there, received, axis_name=EXPERT_AXIS
-        )
+        return _send(x_RD, exchange.num_received, here, sizes, there, received)
     return exchange_values(x_RD, exchange)
 
 
@@ -340,10 +337,7 @@ def return_rows(y_CD: jax.Array, exchange: Exchange) -> jax.Array:
     """Sends rows back; [R, D]. The transpose of `exchange_rows`."""
     if _can_run_ragged():
         _, sizes, _, received, here, there = exchange.slices()
-        empty_RD = _zeros_like(y_CD, exchange.num_sent)
-        return jax.lax.ragged_all_to_all(
-            y_CD, empty_RD, here, received, there, sizes, axis_name=EXPERT_AXIS
-        )
+        return _send(y_CD, exchange.num_sent, here, received, there, sizes)
     return _return_values(y_CD, exchange)
 
 
@@ -387,9 +381,11 @@ def _define_transposes() -> None:
 _define_transposes()
 
 
-def _zeros_like(rows: jax.Array, num_rows: int) -> jax.Array:
-    zeros = jnp.zeros((num_rows, rows.shape[1]), rows.dtype)
-    return vary_alike(zeros, rows)[0]
+def _send(rows: jax.Array, num_received: int, *slices: jax.Array) -> jax.Array:
+    """Moves slices of rows between devices; rows that nobody sends are 0."""
+    zeros = jnp.zeros((num_received, rows.shape[1]), rows.dtype)
+    (empty, _) = vary_alike(zeros, rows)
+    return jax.lax.ragged_all_to_all(rows, empty, *slices, axis_name=EXPERT_AXIS)
 
 
 def _can_run_ragged() -> bool:
