@@ -4,8 +4,8 @@
 On TPUs, XLA runs an all-gather or a reduce-scatter while nothing else runs (seen on
 v5p and v6e with libtpu 0.0.50), and turns the gradient of an all-gather into an
 all-reduce of the whole array. Its collective-permutes, however, start and end around
-other work. So on TPUs both are made of permutes. Elsewhere they are what XLA gives: NCCL's run beside the
-computation by themselves, and emulated devices share their cores.
+other work. So on TPUs both are made of permutes. Elsewhere they are what XLA gives:
+NCCL's run beside the computation by themselves, and emulated devices share their cores.
 
 A gather goes in phases, one for each axis of the torus that the devices span (an axis
 of more than `MAX_DIRECT` chips in several). In a phase every device sends what it holds
