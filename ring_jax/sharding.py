@@ -12,8 +12,10 @@ keep copies of everything.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from types import EllipsisType
 from typing import Any
 
 import jax
@@ -200,14 +202,19 @@ def weight(dims: str) -> P:
     A vector, or the router, is whole on every device: not worth a gather.
     """
     rules = dict(WEIGHT_RULES)
-    if dims not in ("D", "DE"):
+    if (stored := stored_by(dims)) is not None:
         taken = {axis for dim in dims for axis in rules.get(dim, ())}
-        stored = STORED_BY.get(dims, "D")
         free = tuple(axis for axis in STORAGE_AXES if axis not in taken)
         rules[stored] = rules.get(stored, ()) + free
     elif dims == "DE":
         del rules["E"]
     return _layout(dims, rules)
+
+
+def stored_by(dims: str) -> str | None:
+    """Returns the dimension of a weight of which devices store parts, if they do."""
+    stored = STORED_BY.get(dims, "D")
+    return stored if stored in dims and dims not in ("D", "DE") else None
 
 
 def activation(dims: str) -> P:
@@ -307,38 +314,154 @@ def _split_tokens(x_M: jax.Array, *, num_tokens: int) -> jax.Array:
     return x_M.reshape(-1, num_tokens, *x_M.shape[1:])
 
 
-def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """Each device's own copy of a weight, gathered before it is used (`gather`)."""
+
+    blocks_J: jax.Array
+    """[J, ...]; the dimensions that follow are those of `copy_of`."""
+
+    def __getitem__(self, everything: EllipsisType) -> "Copies":
+        """Returns itself, as the value of a parameter `param[...]`."""
+        return self
+
+
+type Weight = jax.Array | Copies
+
+
+def einsum(equation: str, x: jax.Array, w: Weight) -> jax.Array:
     """Contracts an activation with a parameter in the activation's dtype.
 
     The equation's letters give all layouts. Each device gathers the weight (fully
-    sharded data parallelism: weights move, activations stay) in the compute dtype, and
-    sums over `tensor` where that axis splits what is contracted. The weight's gradient
-    goes the way back: each device's own, summed where it is stored.
+    sharded data parallelism: weights move, activations stay) in the compute dtype, if
+    that was not done before, and sums over `tensor` where that axis splits what is
+    contracted. The weight's gradient goes the way back: each device's own, summed where
+    it is stored.
     """
     operands, dims = equation.split("->")
     x_dims, w_dims = operands.split(",")
+    w, layout, copy = operand(w, w_dims, x.dtype)
     run = per_device(
-        functools.partial(_einsum_block, equation),
-        in_specs=(activation(x_dims), weight(w_dims)),
+        functools.partial(_einsum_block, equation, copy=copy),
+        in_specs=(activation(x_dims), layout),
         out_specs=activation(dims),
     )
     return run(x, w)
 
 
-def _einsum_block(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+def _einsum_block(
+    equation: str, x: jax.Array, w: jax.Array, *, copy: Callable
+) -> jax.Array:
     operands, dims = equation.split("->")
     x_dims, w_dims = operands.split(",")
     split = [dim for dim in w_dims if TENSOR_AXIS in WEIGHT_RULES.get(dim, ())]
     if any(dim in dims for dim in split):
         x = vary(x, TENSOR_AXIS)
-    # Blocks of a first dimension are joined without moving what is in them.
-    first = "D" + w_dims.replace("D", "")
-    w = jnp.moveaxis(w, w_dims.index("D"), 0)
-    w = gather_block(w, first, dtype=x.dtype)
-    y = jnp.einsum(f"{x_dims},{first}->{dims}", x, w)
+    y = jnp.einsum(f"{x_dims},{_on_the_wire(w_dims)}->{dims}", x, copy(w))
     if any(dim not in dims for dim in split):
         y = sum_over(y, TENSOR_AXIS)
     return y
+
+
+def are_weights_in_parts() -> bool:
+    """Whether there is anything to gather on the mesh in force."""
+    return _that_split(STORAGE_AXES) is not None
+
+
+def gather(
+    weights: Sequence[jax.Array], dims: Sequence[str], dtype: DTypeLike
+) -> list[Copies]:
+    """Gathers weights on every device, long before they are used.
+
+    All but stacks of experts cross the wire as one: a message costs time, however
+    short it is.
+
+    Args:
+      weights: parameters, each laid out as `weight` says of its letters.
+      dims: the letters of each.
+      dtype: of the copies; cast to before the wire.
+    """
+
+    def copy(*blocks: jax.Array) -> list[jax.Array]:
+        blocks = tuple(_rounded(block, dtype) for block in blocks)
+        small = [i for i, each in enumerate(dims) if "E" not in each]
+        joined = iter(_copies_of([(blocks[i], dims[i]) for i in small], dtype))
+        return [
+            next(joined)[None] if i in small else copy_of(block, dims[i], dtype)[None]
+            for i, block in enumerate(blocks)
+        ]
+
+    run = per_device(
+        copy,
+        in_specs=tuple(weight(each) for each in dims),
+        out_specs=[_copies(each) for each in dims],
+    )
+    return [Copies(blocks_J) for blocks_J in run(*weights)]
+
+
+def _rounded(w: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Returns a weight with the values that a cast will give it.
+
+    Were it cast alone, XLA would cast all layers before the loop over them, and keep
+    that beside the parameters.
+    """
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(w, info.nexp, info.nmant)
+
+
+def _copies_of(
+    weights: Sequence[tuple[jax.Array, str]], dtype: DTypeLike
+) -> list[jax.Array]:
+    """Does for weights without experts what `copy_of` does, in one gather."""
+    if not weights:
+        return []
+    blocks = [jnp.moveaxis(w, dims.index("D"), 0).astype(dtype) for w, dims in weights]
+    flat = [block.reshape(block.shape[0], -1) for block in blocks]
+    # The letter of a dimension that nothing splits.
+    joined = gather_block(jnp.concatenate(flat, axis=1), "DH")
+    ends = list(itertools.accumulate(block.shape[1] for block in flat))
+    parts = jnp.split(joined, ends[:-1], axis=1)
+    return [
+        part.reshape(-1, *block.shape[1:])
+        for part, block in zip(parts, blocks, strict=True)
+    ]
+
+
+def operand(
+    w: Weight, dims: str, dtype: DTypeLike
+) -> tuple[jax.Array, P, Callable[[jax.Array], jax.Array]]:
+    """Returns of a weight what `per_device` takes, its layout, and what copies a block.
+
+    The last makes the device's own copy: by a gather, unless that was done before.
+    """
+    if isinstance(w, Copies):
+        return w.blocks_J, _copies(dims), functools.partial(jnp.squeeze, axis=0)
+    return w, weight(dims), functools.partial(copy_of, dims=dims, dtype=dtype)
+
+
+def copy_of(w: jax.Array, dims: str, dtype: DTypeLike) -> jax.Array:
+    """Inside `per_device`: this device's copy, whole but for experts and `tensor`.
+
+    D comes first: blocks of a first dimension are joined without moving what is in
+    them. Stacks of experts keep their order, and gate and up are joined before they are
+    gathered: [2, F] would lie in tiles of two rows.
+    """
+    if dims == "ED2F":
+        w = w.astype(dtype).reshape(*w.shape[:2], -1)
+    elif "E" not in dims:
+        w = jnp.moveaxis(w, dims.index("D"), 0)
+    return gather_block(w, _on_the_wire(dims), dtype=dtype, keep="E")
+
+
+def _copies(dims: str) -> P:
+    rules = {dim: axes for dim, axes in WEIGHT_RULES.items() if dim != "E"}
+    return P(*activation("J"), *_layout(_on_the_wire(dims), rules))
+
+
+def _on_the_wire(dims: str) -> str:
+    """Returns the letters of a weight's copies."""
+    return dims.replace("2", "") if "E" in dims else "D" + dims.replace("D", "")
 
 
 def per_device[T](

@@ -46,6 +46,9 @@ HBM_OVER_LINKS = 12
 type RunRows = Callable[..., jax.Array]
 """(x_RD, gate_up, down, row_weights_R, group_sizes_E) -> y_RD: the experts' SwiGLU."""
 
+type BringBack = Callable[[jax.Array], jax.Array]
+"""What the experts are done with -> f32[M, D], the sums of this device's tokens."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ def run_local(
     expert_ids_MA: jax.Array,
     weights_MA: jax.Array,
     experts: ExpertWeights,
-) -> jax.Array:
+) -> tuple[jax.Array, BringBack]:
     """Runs tokens through experts that are all here.
 
     Args:
@@ -74,12 +77,25 @@ def run_local(
       experts: all E.
 
     Returns:
-      f32[M, D], the weighted sums.
+      What the experts are done with, and what makes of it f32[M, D], the weighted sums.
     """
     with jax.named_scope("dispatch"):
         E = experts.gate_up_EDF.shape[0]
         routes = plan_routes(expert_ids_MA, num_experts=E)
-    return _run_routes(run_rows, x_MD, weights_MA, experts, routes)
+    return _run_routes(run_rows, x_MD, weights_MA, experts, routes), _as_it_is
+
+
+def run_fsdp(
+    run_rows: RunRows,
+    x_MD: jax.Array,
+    expert_ids_MA: jax.Array,
+    weights_MA: jax.Array,
+    experts: ExpertWeights,
+) -> tuple[jax.Array, BringBack]:
+    """Does what `run_local` does, with a share of the experts on each device."""
+    gather = functools.partial(collectives.all_gather, axes=(EXPERT_AXIS,), dim=0)
+    experts = jax.tree.map(gather, experts)
+    return run_local(run_rows, x_MD, expert_ids_MA, weights_MA, experts)
 
 
 def run_ring(
@@ -88,7 +104,7 @@ def run_ring(
     expert_ids_MA: jax.Array,
     weights_MA: jax.Array,
     experts: ExpertWeights,
-) -> jax.Array:
+) -> tuple[jax.Array, BringBack]:
     """Does what `run_local` does, with a share of the experts on each device.
 
     Sums of a token's rows are rounded to `x_MD`'s type before they go back.
@@ -112,9 +128,13 @@ def run_ring(
     num_passes = -(-jnp.sum(routes.group_sizes_E) // size)
     arrays = (x_all_MD, weights_all_MA, experts)
     out_MD = _in_passes((run_pass, size), arrays, routes, num_passes)
-    with jax.named_scope("transport"):
-        out_MD = out_MD.astype(x_MD.dtype)
-        return collectives.reduce_scatter(out_MD, (EXPERT_AXIS,), dim=0)
+
+    def bring_back(out_MD: jax.Array) -> jax.Array:
+        with jax.named_scope("transport"):
+            out_MD = out_MD.astype(x_MD.dtype)
+            return collectives.reduce_scatter(out_MD, (EXPERT_AXIS,), dim=0)
+
+    return out_MD, bring_back
 
 
 def run_ragged(
@@ -123,7 +143,7 @@ def run_ragged(
     expert_ids_MA: jax.Array,
     weights_MA: jax.Array,
     experts: ExpertWeights,
-) -> jax.Array:
+) -> tuple[jax.Array, BringBack]:
     """Does what `run_ring` does; rows, in `x_MD`'s type, move instead of tokens."""
     num_devices = jax.lax.axis_size(EXPERT_AXIS)
     E = experts.gate_up_EDF.shape[0] * num_devices
@@ -149,11 +169,19 @@ def run_ragged(
     num_passes = -(-jnp.max(rows_J) // size)
     arrays = (x_RD, weights_R, experts)
     y_RD = _in_passes((run_pass, size), arrays, counts_JE, num_passes)
-    with jax.named_scope("combine"):
-        return combine(y_RD, routes)
+
+    def bring_back(y_RD: jax.Array) -> jax.Array:
+        with jax.named_scope("combine"):
+            return combine(y_RD, routes)
+
+    return y_RD, bring_back
 
 
-TRANSPORTS = {"fsdp": run_local, "ring": run_ring, "ragged_all_to_all": run_ragged}
+def _as_it_is(out_MD: jax.Array) -> jax.Array:
+    return out_MD
+
+
+TRANSPORTS = {"fsdp": run_fsdp, "ring": run_ring, "ragged_all_to_all": run_ragged}
 
 
 def _run_routes(

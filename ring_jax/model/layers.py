@@ -4,6 +4,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from ring_jax import sharding
 from ring_jax.sharding import einsum
@@ -12,7 +13,7 @@ from ring_jax.sharding import einsum
 def normal(dims: str, shape: tuple[int, ...], std: float, rngs: nnx.Rngs) -> nnx.Param:
     """Creates a float32 parameter drawn from N(0, std**2), laid out by its letters."""
     draw = nnx.initializers.normal(std)(rngs.params(), shape, jnp.float32)
-    return nnx.Param(jax.reshard(draw, sharding.weight(dims)))
+    return nnx.Param(jax.reshard(draw, sharding.weight(dims)), dims=dims)
 
 
 def uniform(
@@ -20,13 +21,29 @@ def uniform(
 ) -> nnx.Param:
     """Creates a float32 parameter drawn evenly from (-bound, bound)."""
     draw = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
-    return nnx.Param(jax.reshard(draw, sharding.weight(dims)))
+    return nnx.Param(jax.reshard(draw, sharding.weight(dims)), dims=dims)
 
 
 def filled(dims: str, shape: tuple[int, ...], value: float) -> nnx.Param:
     """Creates a constant float32 parameter, laid out by its letters."""
     layout = sharding.weight(dims)
-    return nnx.Param(jnp.full(shape, value, jnp.float32, out_sharding=layout))
+    return nnx.Param(
+        jnp.full(shape, value, jnp.float32, out_sharding=layout), dims=dims
+    )
+
+
+def gathered[Module: nnx.Module](module: Module, dtype: DTypeLike) -> Module:
+    """Returns the module with each device's own copies of what is stored in parts."""
+    params, structure = jax.tree.flatten(
+        module, is_leaf=lambda node: isinstance(node, nnx.Param)
+    )
+    places = [i for i, p in enumerate(params) if sharding.stored_by(p.dims) is not None]
+    copies = sharding.gather(
+        [params[i][...] for i in places], [params[i].dims for i in places], dtype
+    )
+    for i, copy in zip(places, copies, strict=True):
+        params[i] = nnx.Param(copy)
+    return jax.tree.unflatten(structure, params)
 
 
 def rms_norm(x_BTD: jax.Array, weight_D: jax.Array, *, eps: float) -> jax.Array:

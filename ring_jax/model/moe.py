@@ -28,6 +28,7 @@ from ring_jax.model.expert_parallel import (
     ExpertWeights,
     choose_transport,
 )
+from ring_jax.model.layer_stack import arrive_forward
 from ring_jax.model.layers import GatedMlp, normal, uniform
 from ring_jax.model.router import (
     RouterSums,
@@ -53,10 +54,17 @@ class Moe(nnx.Module):
         width = moe.num_shared_experts * F
         self.shared = GatedMlp(D, width, std=std, rngs=rngs) if width else None
 
-    def __call__(
-        self, x_BTD: jax.Array, is_token_BT: jax.Array, noise: RoutingNoise | None
-    ) -> tuple[jax.Array, RouterSums]:
-        """Returns routed plus shared experts' output, and sums for the statistics."""
+    def __call__[Tree](
+        self,
+        x_BTD: jax.Array,
+        is_token_BT: jax.Array,
+        noise: RoutingNoise | None,
+        arriving: Tree = None,
+    ) -> tuple[jax.Array, RouterSums, Tree]:
+        """Returns routed plus shared experts' output, and sums for the statistics.
+
+        `arriving` has arrived when the experts are done (`arrive_forward`).
+        """
         x_MD = sharding.flatten_tokens(x_BTD)
         is_token_M = sharding.flatten_tokens(is_token_BT)
         # The matmul runs in the activation's dtype as in the source, all after it in
@@ -68,54 +76,65 @@ class Moe(nnx.Module):
                 logits_ME = perturb(logits_ME, noise)
             selection = select_experts(logits_ME, is_token_M, config=self.config.moe)
             sums = router_sums(logits_ME, selection, is_token_M)
-        out_MD = self._experts(x_MD, selection)
+        out_MD, arriving = self._experts(x_MD, selection, arriving)
         out_BTD = sharding.unflatten_tokens(out_MD, x_BTD)
         if self.shared is not None:
             with jax.named_scope("shared"):
                 out_BTD += self.shared(x_BTD)
-        return out_BTD, sums
+        return out_BTD, sums, arriving
 
-    def _experts(self, x_MD: jax.Array, selection: Selection) -> jax.Array:
+    def _experts[Tree](
+        self, x_MD: jax.Array, selection: Selection, arriving: Tree
+    ) -> tuple[jax.Array, Tree]:
         rows, row = sharding.activation("MD"), sharding.activation("MA")
-        run = sharding.per_device(
-            functools.partial(_experts_on_device, config=self.config),
-            in_specs=(rows, row, row, sharding.weight("ED2F"), sharding.weight("EFD")),
-            out_specs=rows,
+        gate_up, gate_up_layout, copy_gate_up = sharding.operand(
+            self.gate_up_ED2F[...], "ED2F", x_MD.dtype
         )
-        return run(
-            x_MD,
-            selection.expert_ids_MA,
-            selection.weights_MA,
-            self.gate_up_ED2F[...],
-            self.down_EFD[...],
+        down, down_layout, copy_down = sharding.operand(
+            self.down_EFD[...], "EFD", x_MD.dtype
         )
+        layouts = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, arriving)
+
+        def run(
+            x_MD: jax.Array,
+            selection: Selection,
+            gate_up: jax.Array,
+            down: jax.Array,
+            arriving: Tree,
+        ) -> tuple[jax.Array, Tree]:
+            experts = ExpertWeights(copy_gate_up(gate_up), copy_down(down))
+            return _experts_on_device(
+                x_MD, selection, experts, arriving, config=self.config
+            )
+
+        run_per_device = sharding.per_device(
+            run,
+            in_specs=(rows, row, gate_up_layout, down_layout, layouts),
+            out_specs=(rows, layouts),
+        )
+        return run_per_device(x_MD, selection, gate_up, down, arriving)
 
 
-def _experts_on_device(
+def _experts_on_device[Tree](
     x_MD: jax.Array,
-    expert_ids_MA: jax.Array,
-    weights_MA: jax.Array,
-    gate_up_ED2F: jax.Array,
-    down_EFD: jax.Array,
+    selection: Selection,
+    experts: ExpertWeights,
+    arriving: Tree,
     *,
     config: ModelConfig,
-) -> jax.Array:
-    """Gathers what the transport wants gathered, and runs this device's tokens."""
+) -> tuple[jax.Array, Tree]:
+    """Runs this device's tokens by the transport of choice; sums over `tensor`."""
     transport = _transport(x_MD, config)
-    keep = "" if transport == "fsdp" else "E"
-    gather = functools.partial(sharding.gather_block, dtype=x_MD.dtype, keep=keep)
-    # Joined before it is gathered: [2, F] would lie in tiles of two rows.
-    E, D = gate_up_ED2F.shape[:2]
-    gate_up_EDF = gate_up_ED2F.astype(x_MD.dtype).reshape(E, D, -1)
-    experts = ExpertWeights(gather(gate_up_EDF, "EDF"), gather(down_EFD, "EFD"))
-    out_MD = TRANSPORTS[transport](
+    out, bring_back = TRANSPORTS[transport](
         functools.partial(_run_rows, config=config.moe),
         sharding.vary(x_MD, sharding.TENSOR_AXIS),
-        expert_ids_MA,
-        sharding.vary(weights_MA, sharding.TENSOR_AXIS),
+        selection.expert_ids_MA,
+        sharding.vary(selection.weights_MA, sharding.TENSOR_AXIS),
         experts,
     )
-    return sharding.sum_over(out_MD.astype(x_MD.dtype), sharding.TENSOR_AXIS)
+    out, arriving = arrive_forward(out, arriving)
+    out_MD = bring_back(out).astype(x_MD.dtype)
+    return sharding.sum_over(out_MD, sharding.TENSOR_AXIS), arriving
 
 
 def _transport(x_MD: jax.Array, config: ModelConfig) -> str:

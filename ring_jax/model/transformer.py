@@ -6,18 +6,21 @@ Source: `modeling_bailing_moe.py` of inclusionAI/Ling; arXiv:2503.05139, section
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ring_jax import sharding
 from ring_jax.config import ModelConfig
 from ring_jax.model.attention import Attention, KeyValues, Rows
+from ring_jax.model.layer_stack import (
+    LayerStack,
+    Remat,
+    arrive_between,
+    arrive_forward,
+)
 from ring_jax.model.layers import GatedMlp, filled, normal, rms_norm
 from ring_jax.model.moe import Moe
 from ring_jax.model.rope import rotary_tables
@@ -29,11 +32,6 @@ from ring_jax.model.router import (
 )
 
 NORM_HEAD_EPS = 1e-7
-MAX_UNROLLED_LAYERS = 4
-"""A loop over more layers stays a loop: it compiles once. Unrolled, a CPU's step is a
-tenth faster, as no weights are copied to be kept for the backward pass."""
-
-type Remat = Literal["none", "matmuls", "kernels", "block", "offload"]
 
 
 class Layer(nnx.Module):
@@ -51,13 +49,24 @@ class Layer(nnx.Module):
         self.moe = None if is_dense else Moe(config, rngs=rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, rows: Rows, noise: RoutingNoise | None
-    ) -> tuple[jax.Array, RouterSums | None]:
-        """Returns the new residual stream and what a routed layer's routing sums up."""
+        self,
+        x_BTD: jax.Array,
+        rows: Rows,
+        noise: RoutingNoise | None,
+        arriving: "Layer | None" = None,
+    ) -> tuple[jax.Array, RouterSums | None, "Layer | None"]:
+        """Runs the layer while the weights of another one arrive, if any do.
+
+        Returns:
+          The new residual stream, what a routed layer's routing sums up, and the layer
+          that arrived.
+        """
         with jax.named_scope("attention"):
             normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
             x_BTD += self.attention(normed, rows)
-        return self._feed_forward(x_BTD, rows, noise)
+        second = self.mlp if self.moe is None else self.moe
+        x_BTD, second, arriving = arrive_between(x_BTD, second, arriving)
+        return self._feed_forward(second, x_BTD, rows, noise, arriving)
 
     def decode(
         self, x_BTD: jax.Array, rows: Rows, cache: KeyValues, **slots: jax.Array
@@ -65,19 +74,28 @@ class Layer(nnx.Module):
         """As `__call__`, attending to the cache as well; see `Attention.decode`."""
         normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
         attended, cache = self.attention.decode(normed, rows, cache, **slots)
-        return self._feed_forward(x_BTD + attended, rows, None)[0], cache
+        second = self.mlp if self.moe is None else self.moe
+        out_BTD, *_ = self._feed_forward(second, x_BTD + attended, rows, None, None)
+        return out_BTD, cache
 
     def _feed_forward(
-        self, x_BTD: jax.Array, rows: Rows, noise: RoutingNoise | None
-    ) -> tuple[jax.Array, RouterSums | None]:
+        self,
+        second: GatedMlp | Moe | None,
+        x_BTD: jax.Array,
+        rows: Rows,
+        noise: RoutingNoise | None,
+        arriving: "Layer | None",
+    ) -> tuple[jax.Array, RouterSums | None, "Layer | None"]:
         normed = rms_norm(x_BTD, self.mlp_norm_D[...], eps=self.eps)
-        if self.mlp is not None:
+        if isinstance(second, GatedMlp):
             with jax.named_scope("mlp"):
-                return x_BTD + self.mlp(normed), None
-        assert self.moe is not None
+                out_BTD, arriving = arrive_forward(second(normed), arriving)
+            return x_BTD + out_BTD, None, arriving
+        assert second is not None
         with jax.named_scope("moe"):
-            out_BTD, sums = self.moe(normed, rows.segments_BT > 0, noise)
-            return x_BTD + out_BTD, sums
+            is_token_BT = rows.segments_BT > 0
+            out_BTD, sums, arriving = second(normed, is_token_BT, noise, arriving)
+            return x_BTD + out_BTD, sums, arriving
 
 
 @jax.tree_util.register_dataclass
@@ -137,17 +155,10 @@ class Transformer(nnx.Module):
         rows = self._rows(segments_BT, positions_BT)
         x_BTD = self._embed(ids_BT, dtype)
 
-        def run_dense(x_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-            return layer(x_BTD, rows, None)[0], None
-
-        def run_moe(x_BTD: jax.Array, inputs: tuple) -> tuple[jax.Array, Any]:
-            layer, layer_noise = inputs
-            return layer(x_BTD, rows, layer_noise)
-
+        stack = LayerStack(_run_layer, remat, dtype)
         if self.dense_layers is not None:
-            x_BTD, _ = _scan_layers(run_dense, x_BTD, self.dense_layers, remat)
-        inputs = (self.moe_layers, noise)
-        x_BTD, sums = _scan_layers(run_moe, x_BTD, inputs, remat)
+            x_BTD, _ = stack(x_BTD, self.dense_layers, rows, None)
+        x_BTD, sums = stack(x_BTD, self.moe_layers, rows, noise)
         return self._final_norm(x_BTD), router_stats(sums)
 
     def decode(
@@ -258,6 +269,16 @@ class Transformer(nnx.Module):
         return rms_norm(x_BTD, self.final_norm_D[...], eps=self.config.norm_eps)
 
 
+def _run_layer(
+    x_BTD: jax.Array,
+    layer: Layer,
+    rows: Rows,
+    noise: RoutingNoise | None,
+    arriving: Layer | None,
+) -> tuple[jax.Array, RouterSums | None, Layer | None]:
+    return layer(x_BTD, rows, noise, arriving)
+
+
 def _embed_block(
     ids_BT: jax.Array, embed_VD: jax.Array, *, dtype: DTypeLike
 ) -> jax.Array:
@@ -281,45 +302,6 @@ def _stack(
         return Layer(config, is_dense=is_dense, rngs=nnx.Rngs(key))
 
     return jax.vmap(create)(jax.random.split(rngs.params(), num_layers))
-
-
-def _scan_layers(
-    run: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
-    x_BTD: jax.Array,
-    layers: Any,
-    remat: Remat,
-) -> tuple[jax.Array, Any]:
-    num_layers = jax.tree.leaves(layers)[0].shape[0]
-    unroll = num_layers <= MAX_UNROLLED_LAYERS
-    if remat != "none":
-        # Unrolled, XLA would find the recomputation equal to the first computation.
-        run = jax.checkpoint(_name_input(run), policy=_saved(remat), prevent_cse=unroll)
-    return jax.lax.scan(run, x_BTD, layers, unroll=unroll)
-
-
-def _name_input(run: Callable) -> Callable:
-    def named(x_BTD: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
-        return run(checkpoint_name(x_BTD, "layer_input"), layer)
-
-    return named
-
-
-def _saved(remat: Remat) -> Callable | None:
-    policies = jax.checkpoint_policies
-    kernels = policies.save_only_these_names("attention", "experts")
-    if remat == "kernels":
-        return kernels
-    if remat == "matmuls":
-        matmuls = policies.dots_with_no_batch_dims_saveable
-        return policies.save_from_both_policies(matmuls, kernels)
-    if remat == "offload":
-        return policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=["layer_input"],
-            offload_src="device",
-            offload_dst="pinned_host",
-        )
-    return None
 
 
 def init_transformer(config: ModelConfig, key: jax.Array) -> Transformer:

@@ -77,9 +77,8 @@ def test_every_transport_is_the_dense_definition(tiny, transport, route, monkeyp
         layer = Moe(config, rngs=nnx.Rngs(jax.random.key(0)))
 
         def routed(x_MD, weights_MA, layer):
-            out_MD = layer._experts(
-                x_MD, Selection(selection.expert_ids_MA, weights_MA)
-            )
+            chosen = Selection(selection.expert_ids_MA, weights_MA)
+            out_MD, _ = layer._experts(x_MD, chosen, None)
             return jnp.sum(out_MD * cotangent_MD), out_MD
 
         gradient = jax.jit(jax.grad(routed, argnums=(0, 1, 2), has_aux=True))

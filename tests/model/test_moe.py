@@ -29,7 +29,7 @@ def make(tiny):
 
 def test_each_token_gets_the_weighted_sum_of_its_experts(tiny):
     moe, x_BTD, is_token_BT = make(tiny)
-    out_BTD, _ = jax.jit(moe.__call__)(x_BTD, is_token_BT, None)
+    out_BTD, *_ = jax.jit(moe.__call__)(x_BTD, is_token_BT, None)
     assert moe.shared is not None
     x_MD, routed_MD, is_token_M = (
         np.asarray(array).reshape(B * T, -1)
@@ -54,7 +54,7 @@ def test_forward_and_backward_hold_no_scatter(tiny):
     moe, x_BTD, is_token_BT = make(tiny)
 
     def loss(moe, x_BTD):
-        out_BTD, sums = moe(x_BTD, is_token_BT, None)
+        out_BTD, sums, _ = moe(x_BTD, is_token_BT, None)
         stats = router_stats(sums)
         return jnp.sum(jnp.square(out_BTD)) + stats.balance_loss + stats.z_loss
 

@@ -41,6 +41,8 @@ def replies(monkeypatch):
             return subprocess.CompletedProcess(command, returncode, b"", stderr)
 
         monkeypatch.setattr(subprocess, "run", run)
+        # Its version is asked for before the process is started.
+        monkeypatch.setattr(plan_compile.importlib.metadata, "version", lambda _: "1")
         return requests
 
     return make

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers whose weights come while others compute: what is kept, what is awaited."""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ring_jax import sharding
+from ring_jax.config import MeshConfig
+from ring_jax.model import init_transformer
+from ring_jax.model.layer_stack import Remat, arrive_between, arrive_forward
+
+REMATS = [each for each in typing.get_args(Remat.__value__) if each != "none"]
+NUM_LAYERS = 6
+"""More than are unrolled."""
+
+
+@pytest.fixture
+def run(tiny):
+    """Makes a function of a model on four devices, and the model's shapes."""
+    config = dataclasses.replace(tiny, num_layers=NUM_LAYERS)
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, expert=2), jax.devices()[:4])
+
+    def make(remat):
+        model = jax.eval_shape(lambda key: init_transformer(config, key), key)
+
+        def hidden(model):
+            return model(
+                ids_BT,
+                segments_BT=jnp.ones_like(ids_BT),
+                positions_BT=jnp.zeros_like(ids_BT),
+                remat=remat,
+            )[0]
+
+        return hidden, model
+
+    with jax.set_mesh(mesh):
+        key, ids_BT = jax.random.key(0), jnp.zeros((4, 8), jnp.int32)
+        yield make
+
+
+@pytest.mark.parametrize("remat", REMATS)
+def test_gathered_weights_of_one_layer_alone_wait_for_the_backward_pass(run, remat):
+    hidden, model = run(remat)
+
+    def pull_back(model):
+        return jax.vjp(hidden, model)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(pull_back, model))
+    stack = model.moe_layers.moe.gate_up_ED2F.get_value()
+    num_layers = stack.shape[0]
+    size = stack.size // num_layers
+    # Each of four devices has its own copy of half of the experts.
+    assert 4 * size // 2 in [leaf.size for leaf in kept]
+    stacked = [leaf.size for leaf in kept if leaf.shape[:1] == (num_layers,)]
+    # The parameters are as large; four copies of half of them would be twice that.
+    assert max(stacked) == stack.size
+
+
+@pytest.mark.parametrize("meet", [arrive_forward, arrive_between])
+def test_what_arrives_meets_the_layer_and_changes_nothing(meet):
+    x, weights = jnp.ones(3), {"w": jnp.full((2, 2), 2.0)}
+    arriving = {"large": jnp.full((4, 4), 3.0), "small": jnp.full(2, 4.0)}
+    args = (x, arriving) if meet is arrive_forward else (x, weights, arriving)
+
+    def backward(*args):
+        return jax.vjp(meet, *args)[1](args)
+
+    for function in (meet, backward):
+        got = function(*args)
+        assert jax.tree.structure(got) == jax.tree.structure(args)
+        assert all(map(jnp.array_equal, jax.tree.leaves(got), jax.tree.leaves(args)))
+
+
+def test_forward_the_largest_array_is_not_awaited_between():
+    def barriers(function, *args):
+        equations = jax.make_jaxpr(function)(*args).eqns
+        inner = [eqn.params["call_jaxpr"].eqns for eqn in equations]
+        return [len(eqn.invars) for eqns in inner for eqn in eqns]
+
+    x, arriving = jnp.ones(3), [jnp.ones(2), jnp.ones(8), jnp.ones(4)]
+    assert barriers(arrive_forward, x, arriving) == [4]
+    assert barriers(arrive_between, x, jnp.ones(5), arriving) == [3]
+
+
+def test_between_the_gradients_of_weights_await_what_arrives():
+    x, weights, arriving = jnp.ones(3), jnp.ones(5), [jnp.ones(2), jnp.ones(8)]
+
+    def backward(*args):
+        return jax.vjp(arrive_between, *args)[1](args)
+
+    *_, last = jax.make_jaxpr(backward)(x, weights, arriving).eqns
+    assert last.primitive.name == "optimization_barrier"
+    assert len(last.invars) == 4
