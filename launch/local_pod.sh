@@ -128,7 +128,7 @@ main() {
     for ((word = 0; word < num_processes; word++)); do
       echo "RING_PROCESS_ID=$word RING_NUM_PROCESSES=$num_processes" \
         "RING_COORDINATOR_ADDRESS=$RING_COORDINATOR_ADDRESS XLA_FLAGS='$XLA_FLAGS'" \
-        "$python -m ring_jax.cli.main train ${args[*]@Q}"
+        "$(printf %q "$python") -m ring_jax.cli.main train ${args[*]@Q}"
     done
     return
   fi

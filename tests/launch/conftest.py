@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -36,11 +37,8 @@ class World:
 
     def fake(self, *names: str) -> None:
         for name in names:
-            self.script(
-                f"bin/{name}",
-                f'exec {sys.executable} -I -S {FAKES} {self.folder} {name} "$@"\n',
-                shell="sh",
-            )
+            words = (sys.executable, "-I", "-S", str(FAKES), str(self.folder), name)
+            self.script(f"bin/{name}", f'exec {shlex.join(words)} "$@"\n', shell="sh")
 
     def script(self, name: str, text: str, shell="bash") -> pathlib.Path:
         path = self.folder / name
@@ -80,7 +78,10 @@ class World:
 
 @pytest.fixture
 def world(tmp_path) -> World:
-    return World(tmp_path)
+    # A space, as folders of users have: what is not quoted fails.
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    return World(folder)
 
 
 def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:

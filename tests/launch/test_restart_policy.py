@@ -30,7 +30,7 @@ def verdicts() -> list[str]:
         f'judge {statuses}; echo "$verdict $verdict_status"\n'
         for statuses, _ in CASES.values()
     )
-    script = f"set -euo pipefail; source {LAUNCH}/restart_policy.sh\n{lines}"
+    script = f'set -euo pipefail; source "{LAUNCH}/restart_policy.sh"\n{lines}'
     result = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, check=True
     )

@@ -2,6 +2,7 @@
 """`launch/slurm/`: what is submitted, and what the job does after its end."""
 
 import pathlib
+import shlex
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_two_nodes_of_eight_gpus_get_a_process_for_each_gpu(cluster):
         *("--partition=h100", "--sbatch-arg=--qos=low", "--dry-run"),
         *("--", "--config=configs/my_run.py", "--workdir=/shared/run"),
     )
-    assert result.stdout.split() == [
+    assert shlex.split(result.stdout) == [
         *("sbatch", "--job-name=moe", "--nodes=2", "--ntasks-per-node=8"),
         *(
             "--gpus-per-node=8",
@@ -59,8 +60,8 @@ def test_a_mistake_is_told_in_a_line_and_nothing_is_submitted(cluster, words, sa
     assert not (cluster.folder / "run.slurm").exists()
 
 
-def test_what_sbatch_refuses_leaves_no_folder(cluster, tmp_path):
-    checkout = tmp_path / "checkout"
+def test_what_sbatch_refuses_leaves_no_folder(cluster):
+    checkout = cluster.folder / "checkout"
     (checkout / ".venv/bin").mkdir(parents=True)
     cluster.script("checkout/.venv/bin/ring", "")
     for name in ("launch", "ring_jax"):
@@ -71,9 +72,9 @@ def test_what_sbatch_refuses_leaves_no_folder(cluster, tmp_path):
     result = cluster.run(str(script), *words)
     assert result.returncode == 4
     assert "invalid partition" in result.stderr
-    assert not (tmp_path / "run.slurm").exists()
+    assert not (cluster.folder / "run.slurm").exists()
     assert cluster.run(str(script), *words).returncode == 0
-    assert (tmp_path / "run.slurm").is_dir()
+    assert (cluster.folder / "run.slurm").is_dir()
 
 
 def copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -222,23 +222,22 @@ def test_hosts_that_never_answer_end_the_launch(cloud):
     assert "do not answer" in result.stderr
 
 
-def test_the_checkout_is_copied_without_what_git_ignores(cloud, tmp_path):
+def test_the_checkout_is_copied_without_what_git_ignores(cloud):
     has_slice(cloud)
     keep = cloud.script(
         "bin/keep",
-        f'for word; do case $word in *.gz) cp "$word" {tmp_path}/kept.gz;; '
-        "esac; done\n",
+        'for word; do case $word in *.gz) cp "$word" "$HOME/kept.gz";; esac; done\n',
     )
     gcloud = cloud.bin / "gcloud"
     gcloud.write_text(gcloud.read_text().replace("exec ", f'"{keep}" "$5"\nexec '))
     result = cloud.run("tpu_vm.sh", "install", "moe", *PLACE)
     assert result.returncode == 0, result.stderr
     assert len(cloud.calls()) == 4  # credentials, copy, unpack, install
-    with tarfile.open(tmp_path / "kept.gz") as archive:
+    with tarfile.open(cloud.folder / "kept.gz") as archive:
         names = archive.getnames()
     assert {"launch/tpu_worker.sh", "ring_jax/cluster/xla_flags.json"} <= set(names)
     assert not any(name.startswith((".venv", ".git/")) for name in names)
-    assert not list(tmp_path.glob("tmp.*"))
+    assert not list(cloud.folder.glob("tmp.*"))
 
 
 @pytest.mark.parametrize(
