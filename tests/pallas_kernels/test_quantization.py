@@ -73,6 +73,13 @@ def case(request, monkeypatch):
         yield name, dtype
 
 
+@pytest.fixture
+def case_name(request, case):
+    """The key of the case in RUNS."""
+    del case
+    return request.node.callspec.params["case"][0]
+
+
 def draw(*shape, seed=0, dtype="float32"):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
@@ -206,14 +213,28 @@ def test_one_huge_number_costs_its_own_row_alone(dtype):
 # Products.
 
 
+NUM_GROUPS = max(map(len, GROUP_SIZES.values()))
+
+
+@functools.partial(jax.jit, static_argnames=("product", "run", "dtype"))
+def multiply(product, rows, w_EDF, sizes_E, *, run, dtype):
+    """Compiled once for all sizes of a case, in which `run` stands for the chip."""
+    choices = Quantization(dtype=dtype, gradient_dtype=dtype)
+    plan = plan_rows(
+        sizes_E, num_rows=R, implementation=RUNS[run][0], quantization=choices
+    )
+    return product(rows, w_EDF, plan)
+
+
 @pytest.mark.parametrize("sizes", GROUP_SIZES.values(), ids=GROUP_SIZES)
-def test_products_are_those_of_the_quantised_operands(case, sizes):
-    name, dtype = case
+def test_products_are_those_of_the_quantised_operands(case, case_name, sizes):
+    _, dtype = case
+    sizes = (*sizes, *(0,) * (NUM_GROUPS - len(sizes)))
     x_RD, y_RF, w_EDF = draw(R, D), draw(R, F, seed=1), draw(len(sizes), D, F, seed=2)
     # Rows of nobody hold NaN, which must reach nothing.
     is_owned_R1 = jnp.arange(R)[:, None] < sum(sizes)
     x_RD, y_RF = (jnp.where(is_owned_R1, rows, jnp.nan) for rows in (x_RD, y_RF))
-    plan = make_plan(name, sizes, dtype=dtype, gradient_dtype=dtype)
+    sizes_E = jnp.array(sizes, jnp.int32)
     for product, rows, contracted in (
         (grouped_matmul, x_RD, 1),
         (grouped_matmul_transposed, y_RF, 2),
@@ -222,10 +243,9 @@ def test_products_are_those_of_the_quantised_operands(case, sizes):
         expected = expected_product(
             dequantized(rows, dtype, 1), w if contracted == 1 else swapped(w), sizes
         )
+        found = multiply(product, rows, w_EDF, sizes_E, run=case_name, dtype=dtype)
         # Exact sums of int8, or float32 sums of up to 40 terms; two scales.
-        np.testing.assert_allclose(
-            product(rows, w_EDF, plan), expected, rtol=2e-6, atol=2e-5
-        )
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BIT_TYPES)
@@ -307,13 +327,14 @@ def test_a_shard_of_the_groups_leaves_the_rows_of_others_zero(case):
     assert not np.any(np.asarray(out_RF)[~is_owned_R1])
 
 
-def test_a_nan_stays_in_its_own_row_or_group(case):
-    name, dtype = case
-    x_RD, w_EDF = draw(R, D), draw(4, D, F)
-    plan = make_plan(name, TAIL, dtype=dtype)
-    out_RF = grouped_matmul(x_RD.at[7, 2].set(jnp.nan), w_EDF, plan)
+def test_a_nan_stays_in_its_own_row_or_group(case, case_name):
+    _, dtype = case
+    x_RD, w_EDF = draw(R, D), draw(NUM_GROUPS, D, F)
+    sizes_E = jnp.zeros(NUM_GROUPS, jnp.int32).at[: len(TAIL)].set(jnp.array(TAIL))
+    run = functools.partial(multiply, grouped_matmul, run=case_name, dtype=dtype)
+    out_RF = run(x_RD.at[7, 2].set(jnp.nan), w_EDF, sizes_E)
     assert np.flatnonzero(np.isnan(out_RF).any(axis=1)).tolist() == [7]
-    out_RF = grouped_matmul(x_RD, w_EDF.at[1, 2, 3].set(jnp.nan), plan)
+    out_RF = run(x_RD, w_EDF.at[1, 2, 3].set(jnp.nan), sizes_E)
     rows, columns = np.nonzero(np.isnan(out_RF))
     assert (set(rows), set(columns)) == (set(range(5, 95)), {3})
 
