@@ -139,19 +139,18 @@ def test_processes_with_different_settings_are_refused_with_the_difference(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("present", "line"),
-    [([0, 2], "process 1 of 3 did not come to"), ([1], "process 0 did not answer at")],
-)
-def test_an_absent_process_is_named_when_time_is_out(
-    tiny_config, tmp_path, present, line
-):
+def test_an_absent_process_is_named_when_time_is_out(tiny_config, tmp_path):
     words = [f"--config={tiny_config}", f"--workdir={tmp_path / 'run'}"]
-    commands = {number: words for number in present}
-    processes = start_ring(commands, count=3, RING_START_TIMEOUT="8")
-    for code, last in ends(processes):
-        assert code == status.MISTAKE
-        assert line in last
+    # Two pods that wait at the same time.
+    pods = [
+        start_ring(dict.fromkeys(present, words), count=3, RING_START_TIMEOUT="8")
+        for present in ([0, 2], [1])
+    ]
+    lines = ("process 1 of 3 did not come to", "process 0 did not answer at")
+    for processes, line in zip(pods, lines, strict=True):
+        for code, last in ends(processes):
+            assert code == status.MISTAKE
+            assert line in last
 
 
 def test_a_process_that_waits_in_vain_is_ended_with_the_first_ones_status():
