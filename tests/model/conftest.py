@@ -62,7 +62,7 @@ def pack(lengths: list[list[int]], *, num_tokens: int, seed: int = 0) -> PackedR
     return PackedRows(ids.astype(np.int32), segments, positions)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> ModelConfig:
     return TINY
 
@@ -78,6 +78,6 @@ def tiny_model(mesh) -> Transformer:
     return jax.jit(lambda: init_transformer(TINY, jax.random.key(0)))()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_rows():
     return pack

@@ -2,6 +2,7 @@
 """Properties of the whole model: causality, packing, remat, layouts, decoding."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,8 +18,19 @@ from ring_jax.model import init_transformer
 CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}
 
 
-def logits_of(model, rows, **options):
-    return model.logits(rows.run(model, **options)[0])
+@jax.jit
+def whole_rows(model, tokens):
+    return model.logits(model(**tokens)[0])
+
+
+@jax.jit
+def next_step(model, cache, tokens):
+    hidden_BTD, cache = model.decode(cache=cache, **tokens)
+    return model.logits(hidden_BTD), cache
+
+
+def logits_of(model, rows):
+    return whole_rows(model, rows.on_mesh())
 
 
 def test_a_token_does_not_see_later_tokens(tiny_model, packed):
@@ -57,22 +69,49 @@ def test_decoding_token_by_token_equals_the_whole_row(tiny_model, make_rows):
     cache = tiny_model.empty_cache(1, 12)
     for t in range(12):
         tokens = rows.on_mesh(columns=slice(t, t + 1))
-        hidden_BTD, cache = tiny_model.decode(cache=cache, **tokens)
-        step_BTV = tiny_model.logits(hidden_BTD)
+        step_BTV, cache = next_step(tiny_model, cache, tokens)
         np.testing.assert_allclose(step_BTV[0, 0], whole_BTV[0, t], **CLOSE)
+
+
+@functools.partial(jax.jit, static_argnames="remat")
+def gradient_under(remat, model, tokens):
+    def loss(model):
+        hidden_BTD, stats = model(**tokens, remat=remat)
+        return jnp.sum(jnp.square(hidden_BTD)) + jnp.sum(stats.balance_loss)
+
+    return jax.grad(loss)(model)
 
 
 @pytest.mark.parametrize("remat", ["matmuls", "kernels", "block", "offload"])
 def test_remat_changes_no_gradient(tiny_model, packed, remat):
-    def loss(model, remat):
-        hidden_BTD, stats = packed.run(model, remat=remat)
-        return jnp.sum(jnp.square(hidden_BTD)) + jnp.sum(stats.balance_loss)
-
-    plain = jax.jit(jax.grad(loss), static_argnums=1)(tiny_model, "none")
-    again = jax.jit(jax.grad(loss), static_argnums=1)(tiny_model, remat)
+    tokens = packed.on_mesh()
+    plain = gradient_under("none", tiny_model, tokens)
+    again = gradient_under(remat, tiny_model, tokens)
     for want, got in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         # The same operations compiled into other fusions.
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def loss_and_gradients(config, rows, layout, devices=None):
+    """Returns loss, loads and gradients of a new model on a mesh of its own."""
+
+    def loss(model, tokens):
+        hidden_BTD, stats = model(**tokens)
+        is_token_BT1 = (tokens["segments_BT"] > 0)[..., None]
+        weighted = jnp.square(model.logits(hidden_BTD)) * is_token_BT1
+        return jnp.sum(weighted) / 1e3 + jnp.sum(stats.balance_loss), stats.load_E
+
+    with jax.set_mesh(sharding.make_mesh(layout, devices)):
+        model = jax.jit(lambda: init_transformer(config, jax.random.key(0)))()
+        gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return jax.device_get(gradient(model, rows.on_mesh()))
+
+
+@pytest.fixture(scope="module")
+def one_device(tiny, make_rows):
+    """The rows of the layouts, and what one device makes of them."""
+    rows = make_rows([[9, 5], [16]] * 4, num_tokens=16)
+    return rows, loss_and_gradients(tiny, rows, MeshConfig(), jax.devices()[:1])
 
 
 @pytest.mark.parametrize(
@@ -87,24 +126,9 @@ def test_remat_changes_no_gradient(tiny_model, packed, remat):
     ],
     ids=["data", "fsdp", "expert", "all", "tensor", "slice"],
 )
-def test_every_layout_gives_the_same_loss_and_gradients(tiny, make_rows, layout):
-    rows = make_rows([[9, 5], [16]] * 4, num_tokens=16)
-
-    def loss(model, tokens):
-        hidden_BTD, stats = model(**tokens)
-        is_token_BT1 = (tokens["segments_BT"] > 0)[..., None]
-        weighted = jnp.square(model.logits(hidden_BTD)) * is_token_BT1
-        return jnp.sum(weighted) / 1e3 + jnp.sum(stats.balance_loss), stats.load_E
-
-    results = []
-    for config, devices in [(MeshConfig(), jax.devices()[:1]), (layout, None)]:
-        mesh = sharding.make_mesh(config, devices)
-        with jax.set_mesh(mesh):
-            model = jax.jit(lambda: init_transformer(tiny, jax.random.key(0)))()
-            gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-            results.append(jax.device_get(gradient(model, rows.on_mesh())))
-    (one, load_one), grads_one = results[0]
-    (many, load_many), grads_many = results[1]
+def test_every_layout_gives_the_same_loss_and_gradients(one_device, tiny, layout):
+    rows, ((one, load_one), grads_one) = one_device
+    (many, load_many), grads_many = loss_and_gradients(tiny, rows, layout)
     np.testing.assert_allclose(many, one, rtol=1e-5)
     np.testing.assert_allclose(load_many, load_one, atol=1e-7)
     leaves = zip(jax.tree.leaves(grads_many), jax.tree.leaves(grads_one), strict=True)

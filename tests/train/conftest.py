@@ -37,7 +37,7 @@ MODEL = ModelConfig(
 STAGE = StageConfig(mixture={"a": 1.0}, num_steps=6, learning_rate=1e-2, warmup_steps=2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_run() -> RunConfig:
     return RunConfig(
         model=MODEL,
@@ -104,12 +104,12 @@ class CountedBatches:
         pass
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_batch():
     return host_batch
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def open_counted():
     def open_batches(stage: str) -> CountedBatches:
         return CountedBatches(len(stage))

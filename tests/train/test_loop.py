@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,40 +45,54 @@ def losses(workdir) -> list[tuple[int, float]]:
     return [(r["step"], r["train/loss"]) for r in records(workdir, "train")]
 
 
-def test_a_run_trains_every_stage_and_grades_its_end(tiny_run, tmp_path, open_counted):
-    state = train(run_of(tiny_run, tmp_path, open_counted))
+@pytest.fixture(scope="module")
+def whole(tiny_run, tmp_path_factory, open_counted):
+    """A run that nobody interrupted: its folder, to be read, and its last state."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, train(run_of(tiny_run, folder, open_counted))
+
+
+@pytest.fixture
+def finished(whole, tmp_path) -> pathlib.Path:
+    """A folder of one's own, with that run in it."""
+    return shutil.copytree(whole[0], tmp_path / "finished")
+
+
+def test_a_run_trains_every_stage_and_grades_its_end(whole, tiny_run):
+    folder, state = whole
     assert int(state.step) == 12
-    assert [step for step, _ in losses(tmp_path)] == list(range(1, 13))
-    panels = records(tmp_path, "panel")
+    assert [step for step, _ in losses(folder)] == list(range(1, 13))
+    panels = records(folder, "panel")
     assert [(p["stage"], p["step"]) for p in panels] == [("first", 6), ("second", 12)]
-    assert (tmp_path / "config.json").read_text("utf-8").strip() == to_json(tiny_run)
-    (load_LE,) = {len(r["load_LE"]) for r in records(tmp_path, "router")}
+    assert (folder / "config.json").read_text("utf-8").strip() == to_json(tiny_run)
+    (load_LE,) = {len(r["load_LE"]) for r in records(folder, "router")}
     assert load_LE == 2
-    for record in records(tmp_path, "router"):
+    for record in records(folder, "router"):
         np.testing.assert_allclose(np.sum(record["load_LE"], axis=1), 1.0, atol=1e-5)
-    last = records(tmp_path, "train")[-1]
+    last = records(folder, "train")[-1]
     assert {"loss/source/a", "loss/class/think", "throughput/mfu"} <= last.keys()
 
 
-def test_running_a_finished_run_again_changes_nothing(tiny_run, tmp_path, open_counted):
-    first = train(run_of(tiny_run, tmp_path, open_counted))
-    before = losses(tmp_path), records(tmp_path, "panel")
+def test_running_a_finished_run_again_changes_nothing(
+    whole, finished, tiny_run, open_counted
+):
+    _, first = whole
+    before = losses(finished), records(finished, "panel")
 
     def never(model, stage):
         raise AssertionError("graded twice")
 
-    again = train(run_of(tiny_run, tmp_path, open_counted, evaluate=never))
-    assert (losses(tmp_path), records(tmp_path, "panel")) == before
+    again = train(run_of(tiny_run, finished, open_counted, evaluate=never))
+    assert (losses(finished), records(finished, "panel")) == before
     same = jax.tree.map(np.array_equal, first, again)
     assert all(jax.tree.leaves(same))
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_where_the_run_stands_and_the_rest_is_bit_exact(
-    tiny_run, tmp_path, open_counted, name
+    whole, tiny_run, tmp_path, open_counted, name
 ):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(run_of(tiny_run, whole, open_counted))
+    parts = tmp_path / "parts"
 
     class Interrupting:
         def __init__(self, stage):
@@ -95,7 +110,7 @@ def test_a_signal_saves_where_the_run_stands_and_the_rest_is_bit_exact(
         train(run_of(tiny_run, parts, Interrupting))
     assert losses(parts)[-1][0] == 3
     train(run_of(tiny_run, parts, open_counted))
-    assert losses(parts) == losses(whole)
+    assert losses(parts) == losses(whole[0])
 
 
 def test_kills_at_random_moments_leave_the_losses_bit_exact(tiny_run, tmp_path):
@@ -120,17 +135,15 @@ def test_kills_at_random_moments_leave_the_losses_bit_exact(tiny_run, tmp_path):
     assert len(losses(whole)) == 12
 
 
-def test_other_settings_are_refused_in_a_used_folder(tiny_run, tmp_path, open_counted):
-    train(run_of(tiny_run, tmp_path, open_counted))
+def test_other_settings_are_refused_in_a_used_folder(finished, tiny_run, open_counted):
     other = dataclasses.replace(tiny_run, seed=5)
     with pytest.raises(ConfigError, match=r"config\.seed=0, not 5"):
-        train(run_of(other, tmp_path, open_counted))
+        train(run_of(other, finished, open_counted))
 
 
-def test_settings_that_only_move_work_may_change(tiny_run, tmp_path, open_counted):
-    train(run_of(tiny_run, tmp_path, open_counted))
+def test_settings_that_only_move_work_may_change(finished, tiny_run, open_counted):
     settings = dataclasses.replace(tiny_run.train, log_every_steps=3)
-    train(run_of(dataclasses.replace(tiny_run, train=settings), tmp_path, open_counted))
+    train(run_of(dataclasses.replace(tiny_run, train=settings), finished, open_counted))
 
 
 def test_a_batch_that_does_not_split_over_the_devices_is_refused(tiny_run, tmp_path):

@@ -39,8 +39,14 @@ def with_train(run, **changes):
     return dataclasses.replace(run, train=dataclasses.replace(run.train, **changes))
 
 
-def test_ten_steps_have_the_reviewed_losses(tiny_run, make_batch, request):
-    found, _ = run_steps(tiny_run, [make_batch(seed) for seed in range(10)])
+@pytest.fixture(scope="module")
+def ten_steps(tiny_run, make_batch) -> np.ndarray:
+    """Losses and gradient norms of the tiny run on one device, compiled once."""
+    return run_steps(tiny_run, [make_batch(seed) for seed in range(10)])[0]
+
+
+def test_ten_steps_have_the_reviewed_losses(ten_steps, request):
+    found = ten_steps
     path = pathlib.Path(__file__).parent.parent / "golden" / "loss" / "tiny.txt"
     if request.config.getoption("--update-golden"):
         np.savetxt(path, found, fmt="%.6f", header="loss, gradient norm of each step")
@@ -61,11 +67,11 @@ def test_accumulation_weighs_tokens_as_the_whole_batch_does(tiny_run, make_batch
     loss = dataclasses.replace(tiny_run.train.loss, balance_coef=0.0, router_z_coef=0.0)
     batches = [make_batch(seed) for seed in range(3)]
     whole, _ = run_steps(with_train(tiny_run, loss=loss), batches)
-    for num_microbatches in (2, 4):
-        parts = with_train(tiny_run, loss=loss, num_microbatches=num_microbatches)
-        found, _ = run_steps(parts, batches)
-        # The same sums in another order, through two Adam updates.
-        np.testing.assert_allclose(found, whole, rtol=2e-4)
+    # The next test has two parts.
+    parts = with_train(tiny_run, loss=loss, num_microbatches=4)
+    found, _ = run_steps(parts, batches)
+    # The same sums in another order, through two Adam updates.
+    np.testing.assert_allclose(found, whole, rtol=2e-4)
 
 
 def test_accumulated_router_losses_are_the_mean_over_parts(tiny_run, make_batch, mesh):
@@ -147,32 +153,47 @@ LAYOUTS = {
 }
 """Meshes of eight devices, named by what each has that those before have not."""
 
+PARTS_OF_OTHERS = ("data", "expert")
+"""Their axes are also split in the layouts fsdp and context, which are always tried."""
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_eight_devices_train_as_one_does(tiny_run, make_batch, name):
+
+@pytest.fixture(scope="module")
+def one_device(tiny_run, make_batch):
+    """The run and the batches of the layouts, and what one device makes of them."""
     batches = [make_batch(seed) for seed in range(20)]
     model = dataclasses.replace(tiny_run.model, num_kv_heads=2)  # for tensor=2
-    tiny_run = dataclasses.replace(tiny_run, model=model)
-    one, _ = run_steps(tiny_run, batches)
-    eight, _ = run_steps(tiny_run, batches, layout=LAYOUTS[name], devices=8)
+    run = dataclasses.replace(tiny_run, model=model)
+    return run, batches, run_steps(run, batches)[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in PARTS_OF_OTHERS))
+        for name in LAYOUTS
+    ],
+)
+def test_eight_devices_train_as_one_does(one_device, name):
+    run, batches, one = one_device
+    eight, _ = run_steps(run, batches, layout=LAYOUTS[name], devices=8)
     # Float32 sums over devices in another order, through twenty Adam updates. A token
     # whose second and third expert are equally likely may change its route: it moves
     # the mean over some 100 tokens by less than this.
     np.testing.assert_allclose(eight, one, rtol=1e-3)
 
 
-def test_bfloat16_trains_beside_float32(tiny_run, make_batch):
+def test_bfloat16_trains_beside_float32(tiny_run, make_batch, ten_steps):
     batches = [make_batch(seed) for seed in range(4)]
-    full, _ = run_steps(tiny_run, batches)
+    full = ten_steps[:4]
     half, state = run_steps(with_train(tiny_run, compute_dtype="bfloat16"), batches)
     # bfloat16 keeps 8 bits; losses are means over 100 tokens.
     np.testing.assert_allclose(half[:, 0], full[:, 0], rtol=1e-2)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.model)} == {jnp.dtype("f4")}
 
 
-def test_routing_warm_up_ends_in_the_router_itself(tiny_run, make_batch):
+def test_routing_warm_up_ends_in_the_router_itself(tiny_run, make_batch, ten_steps):
     batches = [make_batch(seed) for seed in range(2)]
-    plain, _ = run_steps(tiny_run, batches)
+    plain = ten_steps[:2]
     # A warm-up that ended before it began changes nothing; one at its start does.
     over, _ = run_steps(tiny_run, batches, warmup=RoutingWarmup(-10, 5))
     np.testing.assert_allclose(over, plain, rtol=1e-5)
