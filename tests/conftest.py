@@ -25,10 +25,27 @@ from pallas_kernels.schedule import CHIPS  # noqa: E402  (devices are set first)
 from ring_jax.config import MeshConfig  # noqa: E402  (devices are set first)
 from ring_jax.sharding import make_mesh  # noqa: E402  (devices are set first)
 
+LONGEST = (
+    "test_loop.py",
+    "test_step.py",
+    "test_quantization.py",
+    "test_expert_mlp.py",
+    "test_transformer.py",
+    "test_grouped_matmul.py",
+    "test_attention.py",
+    "test_context_attention.py",
+    "test_processes.py",
+    "test_attention_tpu.py",
+    "test_linear_cross_entropy.py",
+    "test_expert_parallel.py",
+)
+"""Files of half a minute or more, the longest first."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the tests that take longest, so that all workers end together."""
-    items.sort(key=lambda item: "train" not in item.path.parts)
+    """Begins with the files that take longest, so that all workers end together."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
