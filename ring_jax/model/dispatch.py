@@ -10,6 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.segment_sum import default_implementation, segment_sum
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +24,18 @@ class Routes:
     """i32, sorted row of each pair; outside the rows for a pair that has none."""
     group_sizes_E: jax.Array
     """i32, rows of each expert; the rows after them have none."""
-    is_window: bool = dataclasses.field(default=False, metadata={"static": True})
-    """Whether some pairs may have no row."""
+    by_token: "TokenOrder | None" = None
+    """Of a window, where some pairs may have no row."""
 
     @property
     def num_slots(self) -> int:
         """A, experts of a token."""
         return self.row_MA.shape[1]
+
+    @property
+    def is_window(self) -> bool:
+        """Whether some pairs may have no row."""
+        return self.by_token is not None
 
     def window(self, first: jax.Array, size: int) -> "Routes":
         """Returns the routes of `size` rows from row `first` on, alone."""
@@ -37,12 +44,21 @@ class Routes:
         starts_E = ends_E - self.group_sizes_E
         inside = (jnp.clip(edge - first, 0, size) for edge in (ends_E, starts_E))
         ends_E, starts_E = inside
-        return Routes(
-            jax.lax.dynamic_slice_in_dim(padded, first, size),
-            self.row_MA - first,
-            ends_E - starts_E,
-            is_window=True,
-        )
+        order_R = jax.lax.dynamic_slice_in_dim(padded, first, size)
+        row_MA, sizes_E = self.row_MA - first, ends_E - starts_E
+        by_token = _order_by_token(order_R, row_MA, jnp.sum(sizes_E))
+        return Routes(order_R, row_MA, sizes_E, by_token)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenOrder:
+    """Where each token's rows are, if rows are put into the order of tokens."""
+
+    row_R: jax.Array
+    """i32, the sorted row that comes here; those of no expert come last."""
+    ends_M: jax.Array
+    """i32, the place after each token's last row."""
 
 
 def plan_routes(expert_ids_MA: jax.Array, *, num_experts: int) -> Routes:
@@ -62,6 +78,21 @@ def plan_routes(expert_ids_MA: jax.Array, *, num_experts: int) -> Routes:
     return Routes(order_R, row_MA, jnp.sum(is_expert_RE, axis=0, dtype=jnp.int32))
 
 
+def _order_by_token(
+    order_R: jax.Array, row_MA: jax.Array, num_rows: jax.Array
+) -> TokenOrder:
+    """Orders the first `num_rows` of the sorted rows by token, and ties by expert."""
+    (M, A), R = row_MA.shape, order_R.size
+    row_R = jnp.arange(R)
+    token_R = jnp.where(row_R < num_rows, order_R // A, M)
+    is_here_MA = (row_MA >= 0) & (row_MA < num_rows)
+    ends_M = jnp.cumsum(jnp.sum(is_here_MA, axis=1, dtype=jnp.int32))
+    if (M + 1) * R < 2**31:
+        # One packed integer sorts faster than a pair.
+        return TokenOrder(jnp.sort(token_R * R + row_R) % R, ends_M)
+    return TokenOrder(jnp.argsort(token_R), ends_M)
+
+
 @jax.custom_vjp
 def dispatch(x_MD: jax.Array, routes: Routes) -> jax.Array:
     """Copies each token's row to the sorted rows of its experts; [R, D]."""
@@ -73,7 +104,7 @@ def _dispatch_forward(x_MD: jax.Array, routes: Routes) -> tuple[jax.Array, Route
 
 
 def _dispatch_backward(routes: Routes, grad_RD: jax.Array) -> tuple:
-    return _sum_slots(grad_RD, routes).astype(grad_RD.dtype), None
+    return _sum_slots(grad_RD, routes, out_dtype=grad_RD.dtype), None
 
 
 dispatch.defvjp(_dispatch_forward, _dispatch_backward)
@@ -82,7 +113,7 @@ dispatch.defvjp(_dispatch_forward, _dispatch_backward)
 @jax.custom_vjp
 def combine(y_RD: jax.Array, routes: Routes) -> jax.Array:
     """Sums each token's A rows in float32; [M, D]. The transpose of `dispatch`."""
-    return _sum_slots(y_RD, routes)
+    return _sum_slots(y_RD, routes, out_dtype=jnp.float32)
 
 
 def _combine_forward(y_RD: jax.Array, routes: Routes) -> tuple[jax.Array, tuple]:
@@ -97,9 +128,19 @@ def _combine_backward(residuals: tuple, grad_MD: jax.Array) -> tuple:
 combine.defvjp(_combine_forward, _combine_backward)
 
 
-def _sum_slots(y_RD: jax.Array, routes: Routes) -> jax.Array:
+def _sum_slots(
+    y_RD: jax.Array, routes: Routes, *, out_dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """Sums each token's rows in float32.
+
+    Of a window most pairs have no row: on TPUs only the rows that there are move.
+    """
+    if routes.by_token is not None and default_implementation(y_RD) == "tpu":
+        by_token = routes.by_token
+        sorted_RD = y_RD.at[by_token.row_R].get(mode="promise_in_bounds")
+        return segment_sum(sorted_RD, by_token.ends_M, out_dtype=out_dtype)
     y_MAD = _of_pairs(y_RD, routes)
-    return jnp.sum(y_MAD.astype(jnp.float32), axis=1)
+    return jnp.sum(y_MAD.astype(jnp.float32), axis=1).astype(out_dtype)
 
 
 def _of_pairs(values_R: jax.Array, routes: Routes) -> jax.Array:
