@@ -11,10 +11,10 @@ units, which says which row is of which segment:
                                          [ 0    ]         only rows that exist are moved
 
                       rows 0 1 2 3 4 5 6
-          segment 0        1 1 . . . . .    ends 2, 2, 5, 6 ...
-                  1        . . . . . . .
-                  2        . . 1 1 1 . .    a row of it is compared with the segment's
-                  3        . . . . . 1 .    first and last row: nothing but these is read
+          segment 0        1 1 . . . . .    segments end at rows 2, 2, 5, 6: rows'
+                  1        . . . . . . .    numbers are compared with these and with
+                  2        . . 1 1 1 . .    where each segment begins
+                  3        . . . . . 1 .
 
 The products are 0 or the row's own numbers, and are summed in float32: nothing is
 rounded before the end. Each row is read once, but for up to 15 before each tile's
@@ -68,10 +68,10 @@ def segment_sum(
     tpu = hardware.target_tpu()
     assert tpu is not None, "`unsupported` lets nothing else through"
     M, D = ends_M.size, rows_RD.shape[1]
-    chunk = chunk_rows(rows_RD.shape[0], M)
+    J = -(-M // TILE)
     rows_RD = jnp.pad(rows_RD, ((0, -rows_RD.shape[0] % ROW_ALIGN), (0, 0)))
+    chunk = chunk_rows(rows_RD.shape[0], num_tiles=J)
     plan, starts_JT, ends_JT = plan_tiles(ends_M, chunk=chunk, num_cores=tpu.num_cores)
-    J = starts_JT.shape[0]
     sums_MD = pl.pallas_call(
         _run,
         out_shape=_like((J * TILE, D), out_dtype, rows_RD),
@@ -117,9 +117,9 @@ class TilePlan:
     """[cores], chunks of each core's tiles; an empty tile has one, too."""
 
 
-def chunk_rows(num_rows: int, num_segments: int) -> int:
+def chunk_rows(num_rows: int, *, num_tiles: int) -> int:
     """Returns C, which holds the rows of a tile on the average; a multiple of 128."""
-    mean = -(-num_rows * TILE // num_segments) + ROW_ALIGN
+    mean = -(-num_rows // num_tiles) + ROW_ALIGN
     return min(MAX_CHUNK, -(-mean // TILE) * TILE)
 
 

@@ -2,6 +2,7 @@
 """Sums of sorted rows: every implementation is the definition, values and gradients."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -58,8 +59,8 @@ def rows_of(counts_M, dtype):
 
 def definition(rows_RD, ends_M):
     rows_RD = np.asarray(rows_RD, np.float64)
-    starts_M = np.append(0, ends_M[:-1])
-    return np.stack([rows_RD[a:b].sum(0) for a, b in zip(starts_M, ends_M, strict=True)])
+    edges = np.append(0, ends_M)
+    return np.stack([rows_RD[a:b].sum(0) for a, b in itertools.pairwise(edges)])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -143,7 +144,7 @@ def test_every_chunk_of_a_tile_is_a_visit_of_its_core(counts_M, num_cores):
     edge_J = np.asarray(plan.edge_J)
     share = -(-(edge_J.size - 1) // num_cores)
     visits = np.zeros(num_cores, int)
-    for tile, (begin, end) in enumerate(zip(edge_J, edge_J[1:], strict=False)):
+    for tile, (begin, end) in enumerate(itertools.pairwise(edge_J)):
         first = begin // tpu.ROW_ALIGN * tpu.ROW_ALIGN
         visits[tile // share] += max(1, len(range(first, end, 128)))
     np.testing.assert_array_equal(plan.num_visits, visits)

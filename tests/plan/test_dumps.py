@@ -112,10 +112,12 @@ def test_what_takes_next_to_nothing_has_the_compilers_own_figure(module, tmp_pat
     assert small.seconds == pytest.approx(3006 / V5E.clock_hz)
 
 
-def kernel(name: str, *shapes: str) -> tuple[Instruction, Module]:
+def kernel(
+    name: str, *shapes: str, result: str | None = None
+) -> tuple[Instruction, Module]:
     lines = [f"%a{n} = {shape} parameter({n})" for n, shape in enumerate(shapes)]
     operands = ", ".join(f"%a{n}" for n in range(len(shapes)))
-    call = f"ROOT %{name} = {shapes[-1]} custom-call({operands})"
+    call = f"ROOT %{name} = {result or shapes[-1]} custom-call({operands})"
     body = "\n  ".join([*lines, f'{call}, custom_call_target="tpu_custom_call"'])
     text = "HloModule m, is_scheduled=true\n\nENTRY %main () -> f32[] {\n  "
     module = parse_module(f"{text}{body}\n}}\n")
@@ -160,6 +162,19 @@ def test_expert_kernels_get_the_sizes_of_a_trained_router():
     leaves = [np.asarray(leaf).reshape(-1) for leaf in routed.values()]
     assert any(1024 in leaf for leaf in leaves)
     assert not any(4096 in leaf for leaf in leaves)
+
+
+def test_sums_of_a_token_s_rows_read_the_rows_that_are_used():
+    # Five tiles of 128 tokens, on two cores: three tiles, and two.
+    arrays = ("s32[6]", "s32[2]", "s32[5,128]", "s32[5,128]", "bf16[960,256]")
+    call, module = kernel("segment_sum.3", *arrays, result="f32[640,256]")
+    scalars = our_kernels("TPU v5p", num_routed_rows=640)(call, module.entry)
+    assert scalars is not None
+    assert scalars[0].tolist() == [0, 128, 256, 384, 512, 640]
+    assert scalars[1].tolist() == [3, 2]
+    scalars = our_kernels("TPU v5p")(call, module.entry)
+    assert scalars is not None
+    assert scalars[0][-1] == 960
 
 
 def test_other_kernels_have_no_known_operands():
