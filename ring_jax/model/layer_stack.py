@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
@@ -103,29 +104,24 @@ def arrive_forward[Tree](x: jax.Array, arriving: Tree) -> tuple[jax.Array, Tree]
 
 
 @jax.custom_vjp
-def arrive_between[Weights, Tree](
+def arrive_backward[Weights, Tree](
     x: jax.Array, weights: Weights, arriving: Tree
 ) -> tuple[jax.Array, Weights, Tree]:
     """Stands between two halves of a layer, of which the second uses `weights`.
 
-    Forward, all that arrives but the largest array has arrived after the first half.
-    Backward, all has after the second half, in the place of `arriving`'s gradient; and
-    then only are the gradients of `weights` summed, beside the first half.
+    In the backward pass, what arrives has arrived after the second half, in the place
+    of `arriving`'s gradient; and then only are the gradients of `weights` summed,
+    beside the first half.
     """
-    leaves, structure = jax.tree.flatten(arriving)
-    largest = max(range(len(leaves)), key=lambda i: leaves[i].size, default=0)
-    early = [leaf for i, leaf in enumerate(leaves) if i != largest]
-    x, early = jax.lax.optimization_barrier((x, early))
-    leaves = early[:largest] + leaves[largest : largest + 1] + early[largest:]
-    return x, weights, jax.tree.unflatten(structure, leaves)
+    return x, weights, arriving
 
 
 arrive_forward.defvjp(
     lambda x, arriving: (arrive_forward(x, arriving), None),
     lambda _, grads: grads,
 )
-arrive_between.defvjp(
-    lambda *args: (arrive_between(*args), None),
+arrive_backward.defvjp(
+    lambda *args: (args, None),
     lambda _, grads: jax.lax.optimization_barrier(grads),
 )
 
@@ -173,22 +169,24 @@ def _backward(stack: LayerStack, residuals: tuple, grads: tuple) -> tuple:
     grad_BTD, grad_reports = grads
 
     def pull_back_next(carry: tuple, inputs: tuple) -> tuple[tuple, Any]:
-        (grad_BTD, layer), (number, pull_back, grad_report, own) = carry, inputs
+        grad_BTD, layer, late = carry
+        number, pull_back, grad_report, own = inputs
         previous = stack.gathered(layers, number - 1)
         # What is computed again awaits nothing: `layer` stands for what arrives.
         pull_back.args_res[1:] = [layer, shared, own, layer]
         grad_BTD, grad_copies, _, _, previous = pull_back(
             (grad_BTD, grad_report, previous)
         )
-        _, scatter = jax.vjp(
-            functools.partial(gathered, dtype=stack.dtype), _at(layers, number)
-        )
-        return (grad_BTD, previous), scatter(grad_copies)[0]
+        found = _late(grad_copies)
+        grad_layer = _scattered(stack, _at(layers, number), late, grad_copies)
+        return (grad_BTD, previous, found), grad_layer
 
+    nothing = jax.tree.map(jnp.zeros_like, _late(last))
     inputs = (_numbers(layers), pull_backs, grad_reports, own)
-    (grad_BTD, _), grad_layers = _scan(
-        pull_back_next, (grad_BTD, last), inputs, reverse=True
+    (grad_BTD, _, late), grad_layers = _scan(
+        pull_back_next, (grad_BTD, last, nothing), inputs, reverse=True
     )
+    grad_layers = _shifted(stack, layers, late, grad_layers)
     return grad_BTD, grad_layers, None, None
 
 
@@ -200,6 +198,61 @@ def _at(layers: Any, number: jax.Array | int) -> Any:
     return jax.tree.map(
         lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), layers
     )
+
+
+def _late(copies: Any) -> list[nnx.Param]:
+    """Returns the gradients that are summed while the next layer computes.
+
+    Those of all but the experts: they are small, and there is little after them in
+    their own layer. An expert's gradients are large, and come halfway.
+    """
+    params = jax.tree.leaves(copies, is_leaf=_is_param)
+    return [param for param in params if _is_late(param)]
+
+
+def _is_late(param: nnx.Param) -> bool:
+    return sharding.stored_by(param.dims) is not None and "E" not in param.dims
+
+
+def _is_param(node: Any) -> bool:
+    return isinstance(node, nnx.Param)
+
+
+def _scattered(
+    stack: LayerStack, layer: Any, late: list[nnx.Param], grad_copies: Any
+) -> Any:
+    """Sums gradients where they are stored: those of `late` in the place of its own."""
+    others = iter(late)
+    grad_copies = jax.tree.map(
+        lambda param: next(others) if _is_late(param) else param,
+        grad_copies,
+        is_leaf=_is_param,
+    )
+    gather = functools.partial(gathered, dtype=stack.dtype)
+    return jax.vjp(gather, layer)[1](grad_copies)[0]
+
+
+def _shifted(
+    stack: LayerStack, layers: Any, late: list[nnx.Param], grad_layers: Any
+) -> Any:
+    """Gives late gradients, found one layer before their own, to their layers."""
+    params = _late(_at(layers, 0))
+    dims = [param.dims for param in params]
+
+    def gather(weights: list[jax.Array]) -> list[sharding.Copies]:
+        return sharding.gather(weights, dims, stack.dtype)
+
+    _, scatter = jax.vjp(gather, [param[...] for param in params])
+    (firsts,) = scatter([param.get_value() for param in late])
+    others = iter(firsts)
+
+    def shift(param: nnx.Param) -> nnx.Param:
+        if not _is_late(param):
+            return param
+        stacked = jnp.concatenate([next(others)[None], param[...][:-1]])
+        return nnx.Param(stacked, dims=param.dims)
+
+    return jax.tree.map(shift, grad_layers, is_leaf=_is_param)
 
 
 def _scan(run: Callable, carry: Any, inputs: Any, *, reverse: bool = False) -> Any:

@@ -42,7 +42,7 @@ def gathered[Module: nnx.Module](module: Module, dtype: DTypeLike) -> Module:
         [params[i][...] for i in places], [params[i].dims for i in places], dtype
     )
     for i, copy in zip(places, copies, strict=True):
-        params[i] = nnx.Param(copy)
+        params[i] = nnx.Param(copy, dims=params[i].dims)
     return jax.tree.unflatten(structure, params)
 
 

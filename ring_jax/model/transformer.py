@@ -18,7 +18,7 @@ from ring_jax.model.attention import Attention, KeyValues, Rows
 from ring_jax.model.layer_stack import (
     LayerStack,
     Remat,
-    arrive_between,
+    arrive_backward,
     arrive_forward,
 )
 from ring_jax.model.layers import GatedMlp, filled, normal, rms_norm
@@ -65,7 +65,7 @@ class Layer(nnx.Module):
             normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
             x_BTD += self.attention(normed, rows)
         second = self.mlp if self.moe is None else self.moe
-        x_BTD, second, arriving = arrive_between(x_BTD, second, arriving)
+        x_BTD, second, arriving = arrive_backward(x_BTD, second, arriving)
         return self._feed_forward(second, x_BTD, rows, noise, arriving)
 
     def decode(
