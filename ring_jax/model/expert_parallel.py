@@ -10,8 +10,9 @@
 
 All three are dropless: they compute what one device would, for any routing. Rows that
 a device computes at once are bounded: `SLACK` times the mean. A device with more takes
-another pass over what is left, so that the memory is the mean's and an overload costs
-time only. The gradient takes the same passes, and computes all but the first again.
+further passes over what is left, shorter ones, so that the memory is the mean's and an
+overload costs time only. The gradient takes the same passes, and computes all but the
+first again.
 """
 
 import dataclasses
@@ -39,6 +40,8 @@ from ring_jax.sharding import EXPERT_AXIS
 
 SLACK = 1.25
 """Rows of a pass over the mean of the devices. Balanced routing keeps below it."""
+FURTHER_SHARE = 4
+"""Rows of the first pass over those of a further one, which holds sums besides."""
 ROW_TILE = 256
 HBM_OVER_LINKS = 12
 """HBM bandwidth over that of a ring both ways: 15 on v5p, 9 on v6e, 9 on v5e."""
@@ -120,14 +123,16 @@ def run_ring(
         routes = plan_routes(jnp.where(is_here_MA, ids_MA, E), num_experts=E)
     size = _rows_of_pass(num_pairs, routes.order_R.size)
 
-    def run_pass(arrays: tuple, routes: Routes, first: jax.Array) -> jax.Array:
+    def run_pass(
+        arrays: tuple, routes: Routes, first: jax.Array, size: int
+    ) -> jax.Array:
         x_MD, weights_MA, experts = arrays
         window = routes.window(first, size)
         return _run_routes(run_rows, x_MD, weights_MA, experts, window)
 
-    num_passes = -(-jnp.sum(routes.group_sizes_E) // size)
     arrays = (x_all_MD, weights_all_MA, experts)
-    out_MD = _in_passes((run_pass, size), arrays, routes, num_passes)
+    num_rows = jnp.sum(routes.group_sizes_E)
+    out_MD = _in_passes(_Passes(run_pass, size), arrays, routes, num_rows)
 
     def bring_back(out_MD: jax.Array) -> jax.Array:
         with jax.named_scope("transport"):
@@ -154,7 +159,9 @@ def run_ragged(
         counts_JE = jax.lax.all_gather(routes.group_sizes_E, EXPERT_AXIS)
     size = _rows_of_pass(x_RD.shape[0], x_RD.shape[0] * num_devices)
 
-    def run_pass(arrays: tuple, counts_JE: jax.Array, first: jax.Array) -> jax.Array:
+    def run_pass(
+        arrays: tuple, counts_JE: jax.Array, first: jax.Array, size: int
+    ) -> jax.Array:
         x_RD, weights_R, experts = arrays
         exchange = Exchange(counts_JE, first, num_sent=x_RD.shape[0], num_received=size)
         with jax.named_scope("transport"):
@@ -166,9 +173,9 @@ def run_ragged(
             return return_rows(y_CD, exchange)
 
     rows_J = jnp.sum(counts_JE.reshape(num_devices, num_devices, -1), axis=(0, 2))
-    num_passes = -(-jnp.max(rows_J) // size)
     arrays = (x_RD, weights_R, experts)
-    y_RD = _in_passes((run_pass, size), arrays, counts_JE, num_passes)
+    num_rows = jnp.max(rows_J)
+    y_RD = _in_passes(_Passes(run_pass, size), arrays, counts_JE, num_rows)
 
     def bring_back(y_RD: jax.Array) -> jax.Array:
         with jax.named_scope("combine"):
@@ -201,55 +208,80 @@ def _run_routes(
 
 
 def _rows_of_pass(mean: int, most: int) -> int:
-    return min(most, -(-int(mean * SLACK) // ROW_TILE) * ROW_TILE)
+    return min(most, _whole_tiles(int(mean * SLACK)))
+
+
+def _whole_tiles(num_rows: int) -> int:
+    return -(-num_rows // ROW_TILE) * ROW_TILE
+
+
+@dataclasses.dataclass(frozen=True)
+class _Passes:
+    """How many rows are computed at once."""
+
+    run: Callable[[Any, Any, jax.Array, int], jax.Array]
+    """(arrays, plan, first row, number of rows) -> their part of the sums."""
+    size: int
+    """Rows of the first pass, nearly always the only one."""
+
+    @property
+    def further_size(self) -> int:
+        """Rows of a further pass."""
+        return min(self.size, _whole_tiles(self.size // FURTHER_SHARE))
+
+    def num_further(self, num_rows: jax.Array) -> jax.Array:
+        """Returns how many passes follow the first."""
+        return -(-jnp.maximum(num_rows - self.size, 0) // self.further_size)
+
+    def first(self, plan: Any) -> Callable[[Any], jax.Array]:
+        """Returns the first pass, of the arrays alone."""
+        return lambda arrays: self.run(
+            arrays, plan, jnp.zeros((), jnp.int32), self.size
+        )
+
+    def further(self, plan: Any, index: jax.Array) -> Callable[[Any], jax.Array]:
+        """Returns a further pass, of the arrays alone."""
+        first = self.size + index * self.further_size
+        return lambda arrays: self.run(arrays, plan, first, self.further_size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _in_passes(
-    pass_and_size: tuple[Callable, int], arrays: Any, plan: Any, num_passes: jax.Array
+    passes: _Passes, arrays: Any, plan: Any, num_rows: jax.Array
 ) -> jax.Array:
-    """Sums a pass over windows of so many rows, until there are no more.
+    """Sums passes over so many rows.
 
-    The number of passes is known only when it runs: a loop whose gradient is another.
+    Their number is known only when it runs: a loop whose gradient is another. What
+    comes beside the first pass can hide behind it.
     """
-    run_pass, size = pass_and_size
+    return _add_further(passes, arrays, plan, num_rows, passes.first(plan)(arrays))
 
+
+def _add_further(
+    passes: _Passes, arrays: Any, plan: Any, num_rows: jax.Array, first: jax.Array
+) -> jax.Array:
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
-        return total + run_pass(arrays, plan, index * size)
+        return total + passes.further(plan, index)(arrays)
 
-    # What comes beside the first pass, nearly always the only one, can hide behind it.
-    first = run_pass(arrays, plan, jnp.zeros((), jnp.int32))
-    return jax.lax.fori_loop(1, num_passes, add, first)
+    return jax.lax.fori_loop(0, passes.num_further(num_rows), add, first)
 
 
-def _in_passes_forward(pass_and_size, arrays, plan, num_passes):
-    run_pass, size = pass_and_size
+def _in_passes_forward(passes, arrays, plan, num_rows):
     # A policy of `jax.checkpoint` decides what is kept of the first pass.
-    first, pull_back = jax.vjp(_at(run_pass, plan, 0), arrays)
-
-    def add(index: jax.Array, total: jax.Array) -> jax.Array:
-        return total + run_pass(arrays, plan, index * size)
-
-    out = jax.lax.fori_loop(1, num_passes, add, first)
-    return out, (pull_back, arrays, plan, num_passes)
+    first, pull_back = jax.vjp(passes.first(plan), arrays)
+    out = _add_further(passes, arrays, plan, num_rows, first)
+    return out, (pull_back, arrays, plan, num_rows)
 
 
-def _in_passes_backward(pass_and_size, residuals, grad):
-    run_pass, size = pass_and_size
-    pull_back, arrays, plan, num_passes = residuals
+def _in_passes_backward(passes, residuals, grad):
+    pull_back, arrays, plan, num_rows = residuals
 
     def add(index: jax.Array, totals: Any) -> Any:
-        _, pull_back = jax.vjp(_at(run_pass, plan, index * size), arrays)
+        _, pull_back = jax.vjp(passes.further(plan, index), arrays)
         return jax.tree.map(jnp.add, totals, pull_back(grad)[0])
 
-    return jax.lax.fori_loop(1, num_passes, add, pull_back(grad)[0]), None, None
-
-
-def _at(run_pass: Callable, plan: Any, first: jax.Array | int) -> Callable:
-    def run(arrays: Any) -> jax.Array:
-        return run_pass(arrays, plan, jnp.asarray(first, jnp.int32))
-
-    return run
+    num_further = passes.num_further(num_rows)
+    return jax.lax.fori_loop(0, num_further, add, pull_back(grad)[0]), None, None
 
 
 _in_passes.defvjp(_in_passes_forward, _in_passes_backward)
