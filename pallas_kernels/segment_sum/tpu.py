@@ -31,6 +31,7 @@ have 165 (v5p) to 560 (v6e).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +151,7 @@ def plan_tiles(
     return TilePlan(edge_J, num_visits), starts_JT, ends_JT
 
 
-def _run(*refs: jax.Ref) -> None:
+def _run(*refs: Any) -> None:
     _Sum(*refs).run()
 
 

@@ -61,3 +61,5 @@ def test_a_step_of_ling_lite_compiles_with_the_kernels(sizes, absent_mesh):
     assert text.count('custom_call_target="tpu_custom_call"') >= 6 + 3
     for kernel in ("grouped_outer", "expert_gate_up", "packed_attention"):
         assert kernel in text
+    # Where experts are shared, a device has rows of some of its tokens' pairs only.
+    assert ("segment_sum" in text) == ("expert" in sizes)
