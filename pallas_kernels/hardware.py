@@ -52,6 +52,8 @@ class Tpu:
     matrix_unit_width: int
     cycles_per_matmul: int
     """In which a matrix unit multiplies 16 bfloat16 rows by its matrix."""
+    num_delay_slots: int
+    """Bundles behind a branch that are executed even if it is taken."""
     eight_bit_types: tuple[str, ...]
     """Types of 8 bits that its matrix units multiply without conversion."""
     link_bytes_per_second: float
@@ -85,6 +87,7 @@ _V5E = Tpu(
     num_matrix_units=4,
     matrix_unit_width=128,
     cycles_per_matmul=16,
+    num_delay_slots=4,
     eight_bit_types=("int8",),
     link_bytes_per_second=45e9,
     num_torus_axes=2,
@@ -114,6 +117,7 @@ _V6E = Tpu(
     num_matrix_units=2,
     matrix_unit_width=256,
     cycles_per_matmul=8,
+    num_delay_slots=4,
     eight_bit_types=("int8",),
     link_bytes_per_second=90e9,
     num_torus_axes=2,
@@ -125,6 +129,7 @@ _V7X = dataclasses.replace(
     name="TPU7x",
     vmem_bytes=64 * MIB,
     clock_hz=2.2e9,
+    num_delay_slots=6,
     hbm_bytes=int(94.74 * GIB),
     hbm_bytes_per_second=3690e9,
     eight_bit_types=("float8_e4m3fn", "float8_e5m2"),

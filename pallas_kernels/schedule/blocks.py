@@ -12,8 +12,6 @@ import dataclasses
 
 from pallas_kernels.schedule.bundles import Bundle, Matmul, Program
 
-DELAY_SLOTS = 4
-
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -36,8 +34,11 @@ class Block:
 class Blocks:
     """A program's blocks, each worked out when it is first asked for."""
 
-    def __init__(self, program: Program, *, cycles_per_matmul: int):
+    def __init__(
+        self, program: Program, *, cycles_per_matmul: int, num_delay_slots: int
+    ):
         self.program = program
+        self.num_delay_slots = num_delay_slots
         self.cycles_per_matmul = cycles_per_matmul
         self._starts = frozenset(program.regions.values())
         self._leaders = _leaders(program)
@@ -69,10 +70,9 @@ class Blocks:
     def _last_delay_slot(self, branch: int) -> int:
         """Returns the last bundle after a branch that is executed in any case.
 
-        Older chips have four such slots; tpu7x has a delay in their place, and the
-        next region begins sooner.
+        A chip may have a delay in place of its slots: the next region begins sooner.
         """
-        end = min(branch + DELAY_SLOTS, len(self.program.bundles) - 1)
+        end = min(branch + self.num_delay_slots, len(self.program.bundles) - 1)
         for last in range(branch, end):
             if last + 1 in self._starts or _branches(self.program.bundles[last + 1]):
                 return last

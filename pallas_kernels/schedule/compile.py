@@ -84,8 +84,11 @@ class Kernel:
     @functools.cached_property
     def blocks(self) -> Blocks:
         """Its basic blocks, with the chip's pace of matmuls."""
-        pace = self.tpu.cycles_per_matmul
-        return Blocks(self.program, cycles_per_matmul=pace)
+        return Blocks(
+            self.program,
+            cycles_per_matmul=self.tpu.cycles_per_matmul,
+            num_delay_slots=self.tpu.num_delay_slots,
+        )
 
     @functools.cached_property
     def hot_block(self) -> Block:

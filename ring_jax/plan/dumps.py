@@ -85,7 +85,11 @@ class Dumps:
         if scalars is None:
             sizes = program.scalar_sizes.items()
             scalars = {number: np.zeros(size, int) for number, size in sizes}
-        blocks = Blocks(program, cycles_per_matmul=self._tpu.cycles_per_matmul)
+        blocks = Blocks(
+            program,
+            cycles_per_matmul=self._tpu.cycles_per_matmul,
+            num_delay_slots=self._tpu.num_delay_slots,
+        )
         slowest = None
         for core in range(self._tpu.num_cores):
             try:

@@ -43,7 +43,11 @@ def program_of(*bundles: str):
 
 
 def time(*bundles: str, scalars=None, tpu=TPU, core=0):
-    blocks = Blocks(program_of(*bundles), cycles_per_matmul=tpu.cycles_per_matmul)
+    blocks = Blocks(
+        program_of(*bundles),
+        cycles_per_matmul=tpu.cycles_per_matmul,
+        num_delay_slots=tpu.num_delay_slots,
+    )
     return run(blocks, scalars or {}, tpu=tpu, core=core)
 
 
@@ -103,6 +107,13 @@ BRANCH = [
 @pytest.mark.parametrize(("value", "expected"), [(1, 3 + 4 + 1), (0, 3 + 6 + 1)])
 def test_a_branch_taken_still_runs_its_four_delay_slots(value, expected):
     assert cycles(*BRANCH, scalars={0: np.array(value)}) == pytest.approx(expected)
+
+
+def test_a_branch_of_tpu7x_runs_six_delay_slots():
+    # What a loop carries on is computed there.
+    tpu = dataclasses.replace(TPU, num_delay_slots=6)
+    bundles = ["%1 = sbr.rel target = $region2", *[""] * 8, "@2 "]
+    assert cycles(*bundles, tpu=tpu) == pytest.approx(1 + 6 + 1)
 
 
 def test_a_region_that_starts_sooner_ends_the_delay_slots():
@@ -298,7 +309,7 @@ def test_latched_rows_are_half_as_many_and_come_out_at_once():
     # Two latched matmuls are the rows of one packed, whose result has two parts.
     bundles = [MATMUL, latched, latched, POP, POP, POP, POP]
     program = program_of(*bundles)
-    block = Blocks(program, cycles_per_matmul=pace).at(0)
+    block = Blocks(program, cycles_per_matmul=pace, num_delay_slots=4).at(0)
     first, other = pace, pace + pace // 2
     assert block.issue_cycle[3:] == (first, first + 1, other, 2 * pace)
 
@@ -306,7 +317,7 @@ def test_latched_rows_are_half_as_many_and_come_out_at_once():
 def test_rows_of_float32_come_out_in_one_part():
     pace = TPU.cycles_per_matmul
     program = program_of(MATMUL.replace("bf16", "f32"), MATMUL, POP, POP, POP)
-    block = Blocks(program, cycles_per_matmul=pace).at(0)
+    block = Blocks(program, cycles_per_matmul=pace, num_delay_slots=4).at(0)
     assert block.issue_cycle[2:] == (pace, 2 * pace, 2 * pace + 1)
 
 
@@ -324,7 +335,7 @@ def test_a_buffered_result_waits_for_its_own_place():
     )
     pop = "%v3 = vpop.f32.mrb[0].mxu0"
     program = program_of(first, second, pop, pop)
-    block = Blocks(program, cycles_per_matmul=pace).at(0)
+    block = Blocks(program, cycles_per_matmul=pace, num_delay_slots=4).at(0)
     assert block.issue_cycle[2:] == (pace, pace + 1)
 
 
@@ -335,7 +346,7 @@ def test_a_block_ends_with_idle_matrix_units():
 def test_the_hot_block_is_the_one_with_most_matmuls():
     back = "%1 = sbr.rel target = $region2"
     program = program_of(MATMUL, POP, f"@2 {MATMUL}", MATMUL, POP, POP, back)
-    block = Blocks(program, cycles_per_matmul=8).hottest()
+    block = Blocks(program, cycles_per_matmul=8, num_delay_slots=4).hottest()
     assert (block.first, block.num_bundles, block.num_matmuls) == (2, 5, 2)
     assert block.cycles == 2 * 8 + 2
 
