@@ -23,11 +23,11 @@ device share the tiles.
 
 VMEM, for elements of size s and results of size o:
 
-    SLOTS * C * D * s  +  OUT_SLOTS * 128 * D * o  +  128 * D * 4  +  8 * M
+    slots * C * D * s  +  4 * 128 * D * o  +  128 * D * 4  +  8 * M
 
-Bound by HBM: 2 * 128 * C * D operations a tile of (R / M * 128) * D * s + 128 * D * o
-bytes are 110 a byte for bfloat16 rows, C = 256 and 1.5 rows a segment, and the chips
-have 165 (v5p) to 560 (v6e).
+Bound by HBM: 2 * 128 * 256 * D operations a tile that reads 192 * D * 2 and writes
+128 * D * 2 bytes (1.5 rows a segment, bfloat16) are 102 a byte, and the chips have 166
+(v5p) to 560 (v6e).
 """
 
 import dataclasses
@@ -44,21 +44,26 @@ TILE = 128
 """Segments of a tile: a register's lanes, as their edges come in lane rows."""
 ROW_ALIGN = 16
 """A bfloat16 tile of the newest chips; a multiple of the older ones' 8 rows."""
-SLOTS = 8
-"""Chunks in VMEM, in flight but for one."""
+SLOTS = (8, 4, 2)
+"""Chunks in VMEM, in flight but for one: the most that there is room for."""
 OUT_SLOTS = 4
-MAX_CHUNK = 512
-"""Rows; more would waste the matrix units on tiles that are shorter."""
-# Share of a core's VMEM that the kernel may use, the compiler's own needs included.
+MAX_CHUNK = 640
+"""Rows; of tiles that have more, chunks are added up."""
+NUM_BODIES = 3
+"""Of the kernel, for C rows and for 128 and 256 fewer: for what a chunk has."""
+# Share of a core's VMEM for what the kernel holds, and with what the compiler adds.
+VMEM_SHARE = 0.75
 VMEM_LIMIT = 0.95
 
 
 def unsupported(rows_RD: jax.Array) -> str | None:
-    """Returns why rows cannot run: no TPU, or another dtype."""
+    """Returns why rows cannot run: no TPU, another dtype, or too wide."""
     if reason := hardware.why_no_tpu():
         return reason
     if rows_RD.dtype not in (jnp.float32, jnp.bfloat16):
         return f"it accumulates in float32, and rows are {rows_RD.dtype}"
+    if _num_slots(MAX_CHUNK, rows_RD, jnp.dtype(jnp.float32)) is None:
+        return f"VMEM does not hold two chunks of rows of {rows_RD.shape[1]} columns"
     return None
 
 
@@ -72,6 +77,8 @@ def segment_sum(
     J = -(-M // TILE)
     rows_RD = jnp.pad(rows_RD, ((0, -rows_RD.shape[0] % ROW_ALIGN), (0, 0)))
     chunk = chunk_rows(rows_RD.shape[0], num_tiles=J)
+    slots = _num_slots(chunk, rows_RD, out_dtype)
+    assert slots is not None, "`unsupported` lets nothing else through"
     plan, starts_JT, ends_JT = plan_tiles(ends_M, chunk=chunk, num_cores=tpu.num_cores)
     sums_MD = pl.pallas_call(
         _run,
@@ -85,10 +92,10 @@ def segment_sum(
             ],
             out_specs=pl.BlockSpec(memory_space=pl.ANY),
             scratch_shapes=[
-                pltpu.VMEM((SLOTS, chunk, D), rows_RD.dtype),
+                pltpu.VMEM((slots, chunk, D), rows_RD.dtype),
                 pltpu.VMEM((TILE, D), jnp.float32),
                 pltpu.VMEM((OUT_SLOTS, TILE, D), out_dtype),
-                pltpu.SemaphoreType.DMA((SLOTS,)),
+                pltpu.SemaphoreType.DMA((slots,)),
                 pltpu.SemaphoreType.DMA((OUT_SLOTS,)),
             ],
         ),
@@ -119,9 +126,19 @@ class TilePlan:
 
 
 def chunk_rows(num_rows: int, *, num_tiles: int) -> int:
-    """Returns C, which holds the rows of a tile on the average; a multiple of 128."""
-    mean = -(-num_rows // num_tiles) + ROW_ALIGN
-    return min(MAX_CHUNK, -(-mean // TILE) * TILE)
+    """Returns C, which holds nearly every tile's rows; a multiple of 128."""
+    most = -(-num_rows // num_tiles) + TILE // 2 + ROW_ALIGN
+    return min(MAX_CHUNK, -(-most // TILE) * TILE)
+
+
+def _num_slots(chunk: int, rows_RD: jax.Array, out_dtype: jnp.dtype) -> int | None:
+    """Returns how many chunks VMEM holds beside the sums; None: not two."""
+    tpu = hardware.target_tpu()
+    assert tpu is not None
+    D, itemsize = rows_RD.shape[1], rows_RD.dtype.itemsize
+    sums = TILE * D * (OUT_SLOTS * out_dtype.itemsize + 4)
+    room = VMEM_SHARE * tpu.vmem_bytes - sums
+    return next((n for n in SLOTS if n * chunk * D * itemsize <= room), None)
 
 
 def plan_tiles(
@@ -182,13 +199,14 @@ class _Sum:
         end = jnp.minimum(first + share, num_tiles)
         num_visits = self.plan.num_visits[core]
         here = ahead = first, _round_down(self.plan.edge_J[first])
-        for i in range(SLOTS - 1):
+        num_ahead = self.chunks.shape[0] - 1
+        for i in range(num_ahead):
             self.start_read_if(i < num_visits, i, ahead)
             ahead = self.after(ahead)
 
         def visit(i: jax.Array, places: tuple) -> tuple:
             here, ahead = places
-            self.start_read_if(i + SLOTS - 1 < num_visits, i + SLOTS - 1, ahead)
+            self.start_read_if(i + num_ahead < num_visits, i + num_ahead, ahead)
             self.wait_for(self.read(i, here))
             self.add(i, here, num_written=here[0] - first)
             return self.after(here), self.after(ahead)
@@ -204,23 +222,20 @@ class _Sum:
         """Adds a chunk to its tile's sums, and writes these after the last one."""
         tile, row = here
         begin, end = self.plan.edge_J[tile], self.plan.edge_J[tile + 1]
-        C, dtype = self.chunks.shape[1], self.chunks.dtype
-        row_C1 = row + jax.lax.broadcasted_iota(jnp.int32, (C, 1), 0)
-        is_own_C1 = (row_C1 >= begin) & (row_C1 < end)
-        # 0 * NaN is NaN: what is in a buffer that nobody of this tile owns is cleared.
-        rows_CD = jnp.where(is_own_C1, self.chunks[i & (SLOTS - 1)], 0)
-        precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-        product_TD = jax.lax.dot_general(
-            self.owners(tile, row).astype(dtype),
-            rows_CD,
-            (((1,), (0,)), ((), ())),
-            precision=precision,
-            preferred_element_type=jnp.float32,
-        )
-        # The first chunk of a tile begins at most at its first row.
-        self.sums_TD[...] = product_TD + jnp.where(row <= begin, 0, self.sums_TD[...])
+        C = self.chunks.shape[1]
+        count, fewest = end - row, max(TILE, C - (NUM_BODIES - 1) * TILE)
+        for rows in range(fewest, C + 1, TILE):
+            is_too_few = (rows > fewest) & (count <= rows - TILE)
+            is_too_many = (rows < C) & (count > rows)
 
-        @pl.when(row + C >= end)
+            @pl.when(~is_too_few & ~is_too_many)
+            def _(rows=rows):
+                product_TD = self.product(i, here, rows)
+                # The first chunk of a tile begins at most at its first row.
+                before_TD = jnp.where(row <= begin, 0, self.sums_TD[...])
+                self.sums_TD[...] = product_TD + before_TD
+
+        @pl.when(count <= C)
         def _():
             @pl.when(num_written >= OUT_SLOTS)
             def _():
@@ -230,15 +245,32 @@ class _Sum:
             self.out_tiles[slot] = self.sums_TD[...].astype(self.out_tiles.dtype)
             self.write(tile).start()
 
-    def owners(self, tile, row) -> jax.Array:
-        """Returns f32[T, C], 1 where a row of the chunk at `row` is of a segment."""
+    def product(self, i, here, rows: int) -> jax.Array:
+        """Returns f32[T, D], the sums of the first so many rows of a chunk."""
+        tile, row = here
+        row_C1 = row + jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
+        is_own_C1 = row_C1 >= self.plan.edge_J[tile]
+        is_own_C1 &= row_C1 < self.plan.edge_J[tile + 1]
+        # 0 * NaN is NaN: what is in a buffer that nobody of this tile owns is cleared.
+        rows_CD = jnp.where(is_own_C1, self.chunks[self.slot(i), :rows], 0)
+        is_wide = rows_CD.dtype == jnp.float32
+        return jax.lax.dot_general(
+            self.owners(tile, row, rows).astype(rows_CD.dtype),
+            rows_CD,
+            (((1,), (0,)), ((), ())),
+            precision=jax.lax.Precision.HIGHEST if is_wide else None,
+            preferred_element_type=jnp.float32,
+        )
+
+    def owners(self, tile, row, rows: int) -> jax.Array:
+        """Returns f32[T, C], 1 where a row of a chunk at `row` is of a segment."""
         start_TT, end_TT = (
             jnp.broadcast_to(edges[pl.ds(tile, 1)], (TILE, TILE)).T
             for edges in (self.starts_JT, self.ends_JT)
         )
         lane_TT = jax.lax.broadcasted_iota(jnp.int32, (TILE, TILE), 1)
         blocks = []
-        for first in range(0, self.chunks.shape[1], TILE):
+        for first in range(0, rows, TILE):
             row_TT = row + first + lane_TT
             is_own_TT = (row_TT >= start_TT) & (row_TT < end_TT)
             blocks.append(jnp.where(is_own_TT, 1.0, 0.0))
@@ -271,12 +303,15 @@ class _Sum:
         tile, row = here
         C = self.chunks.shape[1]
         count = jnp.minimum(_round_up(self.plan.edge_J[tile + 1] - row), C)
-        slot, count = i & (SLOTS - 1), pl.multiple_of(count, ROW_ALIGN)
+        slot, count = self.slot(i), pl.multiple_of(count, ROW_ALIGN)
         return count, pltpu.make_async_copy(
             self.rows_RD.at[pl.ds(pl.multiple_of(row, ROW_ALIGN), count)],
             self.chunks.at[slot, pl.ds(0, count)],
             self.read_done.at[slot],
         )
+
+    def slot(self, i):
+        return i & (self.chunks.shape[0] - 1)
 
     def write(self, tile):
         """Copies a tile's sums to HBM."""

@@ -134,6 +134,20 @@ def test_unfit_operands_are_refused_in_a_sentence():
         segment_sum.segment_sum(rows_RD, ends_M, implementation="tpu")
 
 
+@pytest.mark.parametrize("slots", tpu.SLOTS)
+def test_fewer_chunks_in_vmem_sum_alike(implementation, slots, monkeypatch):
+    monkeypatch.setattr(tpu, "SLOTS", (slots,))
+    rows_RD, ends_M = rows_of(COUNTS["many_a_tile"], jnp.float32)
+    found_MD = segment_sum.segment_sum(rows_RD, ends_M, implementation=implementation)
+    np.testing.assert_array_equal(found_MD, definition(rows_RD, ends_M))
+
+
+def test_rows_that_vmem_cannot_hold_are_refused():
+    with hardware.pretend("TPU v5p"):
+        reason = segment_sum.unsupported("tpu", jnp.zeros((1, 2**17)))
+    assert reason == "VMEM does not hold two chunks of rows of 131072 columns"
+
+
 @pytest.mark.parametrize("num_cores", [1, 2])
 @pytest.mark.parametrize("counts_M", COUNTS.values(), ids=COUNTS)
 def test_every_chunk_of_a_tile_is_a_visit_of_its_core(counts_M, num_cores):
