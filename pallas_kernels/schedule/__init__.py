@@ -19,6 +19,7 @@ from pallas_kernels.schedule.compile import (
     Compilation,
     CompileError,
     Kernel,
+    compile_into,
     compile_kernels,
 )
 from pallas_kernels.schedule.estimate import Estimate, Work, estimate
@@ -33,6 +34,7 @@ __all__ = [
     "Kernel",
     "UnknownValueError",
     "Work",
+    "compile_into",
     "compile_kernels",
     "estimate",
     "zipf_sizes",

@@ -140,15 +140,16 @@ def compile_kernels(
     """
     if chip not in CHIPS:
         raise ValueError(f"compile_kernels: chip={chip!r} must be one of {[*CHIPS]}.")
-    request = {
-        "fn": fn,
-        "args": abstract_args,
-        "topology": CHIPS[chip].topology,
-        "compiler_options": dict(compiler_options or {}),
-    }
     with tempfile.TemporaryDirectory(prefix="schedule-") as name:
         folder = Path(name)
-        reply = _run_compiler(pickle.dumps(request), folder, python)
+        reply = compile_into(
+            folder,
+            fn,
+            *abstract_args,
+            chip=chip,
+            compiler_options=compiler_options,
+            python=python,
+        )
         kernels = read_kernels(reply["hlo"], folder, CHIPS[chip].tpu)
     if not kernels:
         raise CompileError(
@@ -161,6 +162,31 @@ def compile_kernels(
         seconds=reply["seconds"],
         libtpu_version=reply["libtpu_version"],
     )
+
+
+def compile_into(
+    folder: Path,
+    fn: Callable,
+    *abstract_args,
+    chip: str,
+    compiler_options: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> dict:
+    """Compiles as `compile_kernels` does, and leaves the dumps of all code in a folder.
+
+    Returns:
+      "hlo", the compiled program; "seconds" of compilation; "libtpu_version".
+
+    Raises:
+      CompileError: libtpu is missing, or the program does not compile.
+    """
+    request = {
+        "fn": fn,
+        "args": abstract_args,
+        "topology": CHIPS[chip].topology,
+        "compiler_options": dict(compiler_options or {}),
+    }
+    return _run_compiler(pickle.dumps(request), folder, python)
 
 
 def _name(fn: Callable) -> str:
