@@ -2,7 +2,8 @@
 """From tokens to rows sorted by expert, and back.
 
 Nothing scatters into an array of rows, forward or backward: a scatter-add would
-serialise. What moves rows is a gather, and so is its gradient.
+serialise. What moves rows is a gather, and so is its gradient; what sums a token's rows
+gathers them first, those of a window on TPUs into the order of tokens.
 """
 
 import dataclasses
