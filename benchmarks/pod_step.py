@@ -7,8 +7,9 @@
 Both steps are compiled by the TPU's own compiler and timed by the same estimator
 (`ring_jax.plan`; docs/parallelism.md says how): 8,192 tokens a chip in rows of 4,096,
 everything in a layer recomputed. Ours is compiled a second time with what its kernels
-computed kept (`remat="kernels"`), in memory that the peer leaves free. The peer is MaxText's deepseek2-16b, of the same size
-and kind, as `maxtext_peer.py` sets it up, in an environment of its own:
+computed kept (`remat="kernels"`), in memory that the peer leaves free. The peer is
+MaxText's deepseek2-16b, of the same size and kind, as `maxtext_peer.py` sets it up, in
+an environment of its own:
 
     pip install maxtext==0.2.5 jax==0.12.0.1 libtpu==0.0.52
 
