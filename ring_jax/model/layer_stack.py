@@ -33,7 +33,7 @@ type Remat = Literal["none", "matmuls", "kernels", "block", "offload"]
 type RunLayer = Callable[[jax.Array, Any, Any, Any, Any], tuple[jax.Array, Any, Any]]
 """(x_BTD, layer, shared, own, arriving) -> (x_BTD, what the layer reports, arriving).
 
-`arriving` is passed through, by `arrive_between` and `arrive_forward`; or None."""
+`arriving` is passed through, by `arrive_backward` and `arrive_forward`; or None."""
 
 
 @dataclasses.dataclass(frozen=True)
