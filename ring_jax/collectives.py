@@ -14,16 +14,12 @@ cut into parts, and each part begins with another axis: all links are busy. A de
 sends what any all-gather must send, size - 1 blocks. The gradient of a gather is the
 reduce-scatter with the phases in the opposite order, summed in float32 and rounded
 after each phase.
-
-Phases wait for each other. A small array goes in one, from every device to every other
-along all axes at once: its blocks cross more links, and wait once.
 """
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,10 +31,6 @@ from pallas_kernels import hardware
 
 MAX_DIRECT = 4
 """Devices that exchange directly. On a ring of four, two hops at most."""
-SMALL_BYTES = 2**26
-MAX_AT_ONCE = 32
-"""Whole arrays up to so many bytes go in one phase between up to so many devices: a
-fraction of a ms on any link, and as many messages as devices."""
 PART_MULTIPLE = 16
 """Parts of a dimension are whole tiles of bfloat16 of every chip."""
 
@@ -165,13 +157,10 @@ class _Torus:
     """
 
     def __init__(self, axes: Axes):
-        self.axes = axes
         self.lines = [line for axis in axes for line in _lines_of(axis)]
 
     def gather(self, x: jax.Array, dim: int) -> jax.Array:
         rest = [line.size for line in self.lines]
-        if self._is_small(x.nbytes * self.size):
-            return self._gather_at_once(x, dim)
         shape = (*x.shape[:dim], *rest, *x.shape[dim:])
         whole = jax.lax.empty(shape, x.dtype)
         whole = jax.lax.pcast(whole, _varying(x), to="varying")
@@ -180,13 +169,11 @@ class _Torus:
             part = part.reshape(*x.shape[:dim], *(1 for _ in rest), *part.shape[dim:])
             for index in order[:-1]:
                 part = self._join(part, index, dim)
-            whole = self._write(whole, part, order[-1], dim, start)
+            whole = self._place(whole, part, order[-1], dim, start)
         size = math.prod(rest) * x.shape[dim]
         return whole.reshape(*x.shape[:dim], size, *x.shape[dim + 1 :])
 
     def scatter(self, x: jax.Array, dim: int) -> jax.Array:
-        if self._is_small(x.nbytes):
-            return self._scatter_at_once(x, dim)
         rest = [line.size for line in self.lines]
         block = x.shape[dim] // math.prod(rest)
         x = x.reshape(*x.shape[:dim], *rest, block, *x.shape[dim + 1 :])
@@ -200,59 +187,6 @@ class _Torus:
             parts.append(part)
         whole = jnp.concatenate(parts, axis=dim + len(self.lines))
         return whole.reshape(*x.shape[:dim], block, *x.shape[dim + len(rest) + 1 :])
-
-    def _is_small(self, num_bytes: int) -> bool:
-        return num_bytes <= SMALL_BYTES and self.size <= MAX_AT_ONCE
-
-    def _gather_at_once(self, x: jax.Array, dim: int) -> jax.Array:
-        block = x.shape[dim]
-        whole = jax.lax.empty(
-            (*x.shape[:dim], block * self.size, *x.shape[dim + 1 :]), x.dtype
-        )
-        whole = jax.lax.pcast(whole, _varying(x), to="varying")
-        for shift in self._shifts():
-            received = self._receive(x, shift)
-            start = self._place(shift) * block
-            whole = jax.lax.dynamic_update_slice_in_dim(whole, received, start, dim)
-        return whole
-
-    def _scatter_at_once(self, x: jax.Array, dim: int) -> jax.Array:
-        block = x.shape[dim] // self.size
-        total = None
-        for shift in self._shifts():
-            start = self._place(shift) * block
-            part = jax.lax.dynamic_slice_in_dim(x, start, block, axis=dim)
-            part = self._receive(part, [-step for step in shift]).astype(jnp.float32)
-            total = part if total is None else total + part
-        assert total is not None
-        return total.astype(x.dtype)
-
-    @property
-    def size(self) -> int:
-        """How many devices there are."""
-        return math.prod(line.size for line in self.lines)
-
-    def _shifts(self) -> Iterator[Sequence[int]]:
-        """Yields how far every other device is along each line, this one first."""
-        return itertools.product(*(range(line.size) for line in self.lines))
-
-    def _place(self, shift: Sequence[int]) -> jax.Array:
-        """Returns the number of the device that is a shift after this one."""
-        return self._moved(jax.lax.axis_index(self.axes), shift)
-
-    def _moved(self, number: Any, shift: Sequence[int]) -> Any:
-        stride, place = self.size, 0
-        for line, step in zip(self.lines, shift, strict=True):
-            stride //= line.size
-            place += (number // stride + step) % line.size * stride
-        return place
-
-    def _receive(self, x: jax.Array, shift: Sequence[int]) -> jax.Array:
-        """Returns `x` of the device that is a shift after this one."""
-        if not any(shift):
-            return x
-        pairs = [(self._moved(device, shift), device) for device in range(self.size)]
-        return jax.lax.ppermute(x, self.axes, pairs)
 
     def _parts(self, block: int) -> list[tuple[list[int], int, int]]:
         """Returns for each part the order of its lines, its start and its size."""
@@ -272,9 +206,9 @@ class _Torus:
         shape[dim + index] *= self.lines[index].size
         whole = jax.lax.empty(tuple(shape), part.dtype)
         whole = jax.lax.pcast(whole, _varying(part), to="varying")
-        return self._write(whole, part, index, dim, start=0)
+        return self._place(whole, part, index, dim, start=0)
 
-    def _write(
+    def _place(
         self, whole: jax.Array, part: jax.Array, index: int, dim: int, start: int
     ) -> jax.Array:
         """Writes the parts of all devices of a line into the whole."""

@@ -56,11 +56,7 @@ def test_factors_multiply_to_the_size(size):
 @pytest.mark.parametrize("lines", [{}, {"a": (2,), "b": (2, 2)}], ids=["flat", "torus"])
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("axes", [("a", "b"), ("b",)])
-@pytest.mark.parametrize("small_bytes", [0, 2**26], ids=["in_phases", "at_once"])
-def test_gather_and_its_gradient_are_those_of_xla(
-    lines, dim, axes, small_bytes, monkeypatch
-):
-    monkeypatch.setattr(collectives, "SMALL_BYTES", small_bytes)
+def test_gather_and_its_gradient_are_those_of_xla(lines, dim, axes):
     mesh = mesh_of(2, 4)
     shape = [6, 96 * 8, 2] if dim else [96 * 8, 6, 2]
     spec = P(*(None,) * dim, axes)
