@@ -20,10 +20,15 @@ here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 source "$here/commands.sh"
 folder=$HOME/ring_jax_run
 
-# The number alone proves nothing: after a reboot another process may have it.
+# A number alone proves nothing: after a reboot another process may have it. The parent
+# outlives the run until the status is noted.
 is_running() {
   [ -e "$folder/pid" ] && [ ! -e "$folder/status" ] &&
-    grep -q train "/proc/$(cat -- "$folder/pid")/cmdline" 2>/dev/null
+    { is_process pid train || is_process parent _run; }
+}
+
+is_process() {
+  [ -e "$folder/$1" ] && grep -q "$2" "/proc/$(cat -- "$folder/$1")/cmdline" 2>/dev/null
 }
 
 # TPU images ship an older Python than ring_jax needs; uv brings its own.
@@ -71,6 +76,7 @@ run_and_note() {
   printf -- '--- %s: ring train %s\n' "$(date -u +%FT%TZ)" "${*:2}"
   "$here/train.sh" "$@" &
   child=$!
+  printf '%s\n' "$$" >"$folder/parent"
   printf '%s\n' "$child" >"$folder/pid.new"
   mv -- "$folder/pid.new" "$folder/pid"
   while :; do
@@ -108,12 +114,12 @@ log() {
 stop() {
   local patience=${1:-120}
   is_running || return 0
-  kill -TERM "$(cat -- "$folder/pid")"
+  kill -TERM "$(cat -- "$folder/pid")" 2>/dev/null || true  # it may just have ended
   for ((second = 0; second < patience; second++)); do
     sleep 1
     is_running || return 0
   done
-  kill -KILL "$(cat -- "$folder/pid")"
+  kill -KILL "$(cat -- "$folder/pid")" 2>/dev/null || true
 }
 
 command=${1:-}
