@@ -93,7 +93,11 @@ def main() -> None:
     if (load := os.getloadavg()[0]) > 0.5:
         print(f"The load average is {load:.1f}: timings of a busy machine mean little.")
     with open_peer(flags.peer_folder) as peer_steps:
-        steps = {f"ours {dtype}": our_step(dtype) for dtype in DTYPES} | peer_steps
+        mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+        steps = {
+            f"ours {dtype}": timed_step(run_config(dtype), mesh) for dtype in DTYPES
+        }
+        steps |= peer_steps
         seconds = medians(steps, repeats=flags.turns)
     speeds = {name: BATCH_SIZE * SEQ_LEN / value for name, value in seconds.items()}
     for name, speed in speeds.items():
@@ -116,15 +120,13 @@ def run_config(dtype: str) -> RunConfig:
     )
 
 
-def our_step(dtype: str) -> Step:
-    """Compiles and warms up our step on random tokens."""
-    config = run_config(dtype)
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+def timed_step(config: RunConfig, mesh: jax.sharding.Mesh) -> Step:
+    """Compiles and warms up a run's step on random tokens."""
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(config.train.optimizer, config.stages)
         state = jax.jit(lambda: init_state(config, optimizer))()
-        layout = sharding.on_mesh(sharding.activation("BT"), mesh)
-        batch = jax.device_put(random_batch(), layout)
+        layout = sharding.on_mesh(sharding.whole_rows(), mesh)
+        batch = jax.device_put(random_batch(config), layout)
         train_step = make_train_step(config, optimizer)
 
     def step() -> float:
@@ -140,12 +142,12 @@ def our_step(dtype: str) -> Step:
     return step
 
 
-def random_batch() -> Batch:
+def random_batch(config: RunConfig) -> Batch:
     """Returns full rows of one document each, every token trained."""
-    shape = (BATCH_SIZE, SEQ_LEN)
+    shape = (config.train.global_batch_size, config.train.seq_len)
     ones_BT = jnp.ones(shape, jnp.int32)
     return Batch(
-        ids_BT=jax.random.randint(jax.random.key(0), shape, 0, MODEL.vocab_size),
+        ids_BT=jax.random.randint(jax.random.key(0), shape, 0, config.model.vocab_size),
         segments_BT=ones_BT,
         positions_BT=jnp.cumsum(ones_BT, axis=1) - 1,
         classes_BT=ones_BT,
