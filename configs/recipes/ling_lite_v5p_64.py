@@ -14,7 +14,7 @@ TOPOLOGY = "v5p-64"
 
 def get_config() -> ml_collections.ConfigDict:
     run = fine_tuning(
-        mesh=MeshConfig(data=1, fsdp=16, expert=2),
+        mesh=MeshConfig(data=1, fsdp=8, expert=4),
         train=TrainConfig(global_batch_size=32, seq_len=16384),
     )
     return to_config_dict(run)
