@@ -2,6 +2,8 @@
 """Ling-lite, fully fine-tuned on packed rows of 16,384 tokens: 64 chips of TPU v6e.
 
 ring plan --config=configs/recipes/ling_lite_v6e_64.py --topology=v6e-64
+
+12.0 GiB of HBM a chip (exact, of 31.2); 0.5 hours for a billion tokens (estimate).
 """
 
 import ml_collections
