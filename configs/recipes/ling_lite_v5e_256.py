@@ -2,6 +2,8 @@
 """Ling-lite, fully fine-tuned on packed rows of 16,384 tokens: 256 chips of v5e.
 
 ring plan --config=configs/recipes/ling_lite_v5e_256.py --topology=v5e-256
+
+4.6 GiB of HBM a chip (exact, of 15.75); 0.7 hours for a billion tokens (estimate).
 """
 
 import ml_collections
