@@ -2,6 +2,8 @@
 """Ling-lite, fully fine-tuned on packed rows of 16,384 tokens: 32 chips of TPU7x.
 
 ring plan --config=configs/recipes/ling_lite_tpu7x_64.py --topology=tpu7x-64
+
+11.6 GiB of HBM a device (exact, of 94.7); 0.4 hours for a billion tokens (estimate).
 """
 
 import ml_collections
