@@ -7,10 +7,11 @@ all-reduce of the whole array. Its collective-permutes, however, start and end a
 other work. So on TPUs both are made of permutes. Elsewhere they are what XLA gives:
 NCCL's run beside the computation by themselves, and emulated devices share their cores.
 
-A gather goes in phases, one for each axis of the torus that the devices span (an axis
-of more than `MAX_DIRECT` chips in several). In a phase every device sends what it holds
-to every other one of its line, all at once. The last phase moves most, so blocks are
-cut into parts, and each part begins with another axis: all links are busy. A device
+A gather goes in phases, one for each line of devices along an axis of the torus (of
+more than `MAX_DIRECT` chips in several). In a phase every device sends what it holds to
+every other one of its line, all at once. The last phases move most, so of the lines
+along an axis the one whose devices are the farthest apart comes first; and blocks are
+cut into parts, each of which begins with another axis: all links are busy. A device
 sends what any all-gather must send, size - 1 blocks. The gradient of a gather is the
 reduce-scatter with the phases in the opposite order, summed in float32 and rounded
 after each phase.
@@ -18,8 +19,9 @@ after each phase.
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -49,9 +51,12 @@ def all_gather(
       dim: which dimension of `x` they split.
       by_permutes: whether permutes do it; None: on TPUs.
     """
-    if jax.lax.axis_size(axes) == 1:
-        return x
-    return _gather(x, axes, dim, _default(by_permutes))
+    gather = PhasedGather(axes, dim, x.shape[dim], by_permutes)
+    parts = gather.begin(x)
+    for phase in range(gather.num_phases):
+        blocks = gather.exchange(gather.spread(parts, phase), phase)
+        parts = gather.merge(blocks, phase)
+    return gather.finish(parts)
 
 
 def reduce_scatter(
@@ -62,9 +67,92 @@ def reduce_scatter(
     The transpose of `all_gather`; arguments as there. `x.shape[dim]` is a multiple of
     the number of devices.
     """
-    if jax.lax.axis_size(axes) == 1:
-        return x
-    return _scatter(x, axes, dim, _default(by_permutes))
+    block = x.shape[dim] // math.prod(map(_size, axes))
+    gather = PhasedGather(axes, dim, block, by_permutes)
+    parts = (x,)
+    for phase in reversed(range(gather.num_phases)):
+        blocks = gather.exchange_back(_cut(gather, parts, phase), phase)
+        parts = _sum(gather, blocks, phase)
+    return jnp.concatenate(parts, axis=dim)
+
+
+type Arrays = tuple[jax.Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PhasedGather:
+    """An `all_gather` in steps, for programs that put other work between them.
+
+    `begin`, then `spread`, `exchange` and `merge` for each phase in order, then
+    `finish`. Only `exchange` sends. All are linear and have their transposes as
+    gradients: a gradient goes the same way back, and is summed where a part was spread.
+    """
+
+    axes: Axes
+    dim: int
+    block: int
+    """Size of `dim` of one device's block."""
+    by_permutes: bool | None = None
+    """Whether permutes do it; None: on TPUs."""
+
+    @property
+    def num_phases(self) -> int:
+        """At least one, even if there is nothing to send."""
+        return len(self.torus.lines) if self.torus else 1
+
+    @property
+    def torus(self) -> "_Torus | None":
+        """The lines along which permutes go, if they do it."""
+        by_permutes = self.by_permutes
+        if by_permutes is None:
+            by_permutes = _are_permutes_hidden()
+        if not by_permutes or self._is_alone:
+            return None
+        return _Torus(self.axes, self.dim, self.block)
+
+    @property
+    def _is_alone(self) -> bool:
+        return math.prod(map(_size, self.axes)) == 1
+
+    def begin(self, x: jax.Array) -> Arrays:
+        """Returns the parts of this device's block."""
+        if not self.torus:
+            return (x,)
+        sizes = [size for _, _, size in self.torus.parts]
+        return tuple(jax.lax.split(x, sizes, axis=self.dim))
+
+    def spread(self, parts: Arrays, phase: int) -> Arrays:
+        """Returns what is for each device of the line of a phase, part by part."""
+        return _spread(self, parts, phase)
+
+    def exchange(self, blocks: Arrays, phase: int) -> Arrays:
+        """Returns what the devices of the line have for this one."""
+        if self.torus:
+            return self.torus.exchange(blocks, phase)
+        if self._is_alone:
+            return blocks
+        (x,) = blocks
+        return (jax.lax.all_gather(x, self.axes, axis=self.dim, tiled=True),)
+
+    def exchange_back(self, blocks: Arrays, phase: int) -> Arrays:
+        """The transpose of `exchange`."""
+        if self.torus:
+            return self.torus.exchange(blocks, phase, back=True)
+        if self._is_alone:
+            return blocks
+        (x,) = blocks
+        return (
+            jax.lax.psum_scatter(x, self.axes, scatter_dimension=self.dim, tiled=True),
+        )
+
+    def merge(self, blocks: Arrays, phase: int) -> Arrays:
+        """Returns the parts after a phase; after the last one the whole."""
+        return _merge(self, blocks, phase)
+
+    def finish(self, parts: Arrays) -> jax.Array:
+        """Returns the blocks of all devices, joined."""
+        (whole,) = parts
+        return whole
 
 
 def learn_torus(mesh: Mesh) -> None:
@@ -77,53 +165,43 @@ def learn_torus(mesh: Mesh) -> None:
         for device in mesh.devices.flat
     ]
     places = np.array(places).reshape(*mesh.devices.shape, -1)
-    lines = {}
+    runs = {}
     for position, axis in enumerate(mesh.axis_names):
         first = tuple(
             slice(None) if i == position else 0 for i in range(mesh.devices.ndim)
         )
-        lines[axis] = _lines(places[first])
-    _LINES[_key(mesh)] = lines
+        runs[axis] = _runs(places[first])
+    _RUNS[_key(mesh)] = runs
 
 
-def _default(by_permutes: bool | None) -> bool:
-    return hardware.target_tpu() is not None if by_permutes is None else by_permutes
+def _are_permutes_hidden() -> bool:
+    return hardware.target_tpu() is not None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather(x: jax.Array, axes: Axes, dim: int, by_permutes: bool) -> jax.Array:
-    if by_permutes:
-        return _Torus(axes).gather(x, dim)
-    return jax.lax.all_gather(x, axes, axis=dim, tiled=True)
+def _pair(forward: Callable, transpose: Callable) -> tuple[Callable, Callable]:
+    """Returns linear functions of (gather, arrays, phase), each the other's gradient.
+
+    Derived, sums would be in the dtype of the wire, and cuts would be scatters.
+    """
+    first = jax.custom_vjp(forward, nondiff_argnums=(0, 2))
+    second = jax.custom_vjp(transpose, nondiff_argnums=(0, 2))
+    for one, other in ((first, second), (second, first)):
+        one.defvjp(
+            lambda gather, arrays, phase, one=one: (one(gather, arrays, phase), None),
+            lambda gather, phase, _, grads, other=other: (other(gather, grads, phase),),
+        )
+    return first, second
 
 
-def _gather_forward(x, axes, dim, by_permutes):
-    return _gather(x, axes, dim, by_permutes), None
+def _torus_or_same(name: str) -> Callable:
+    def run(gather: PhasedGather, arrays: Arrays, phase: int) -> Arrays:
+        return getattr(gather.torus, name)(arrays, phase) if gather.torus else arrays
+
+    return run
 
 
-def _gather_backward(axes, dim, by_permutes, _, grad):
-    return (_scatter(grad, axes, dim, by_permutes),)
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _scatter(x: jax.Array, axes: Axes, dim: int, by_permutes: bool) -> jax.Array:
-    if by_permutes:
-        return _Torus(axes).scatter(x, dim)
-    return jax.lax.psum_scatter(x, axes, scatter_dimension=dim, tiled=True)
-
-
-def _scatter_forward(x, axes, dim, by_permutes):
-    return _scatter(x, axes, dim, by_permutes), None
-
-
-def _scatter_backward(axes, dim, by_permutes, _, grad):
-    return (_gather(grad, axes, dim, by_permutes),)
-
-
-_scatter.defvjp(_scatter_forward, _scatter_backward)
+_spread, _sum = _pair(_torus_or_same("spread"), _torus_or_same("sum"))
+_merge, _cut = _pair(_torus_or_same("merge"), _torus_or_same("cut"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +211,8 @@ class _Line:
     axis: str
     size: int
     stride: int
+    dim: int | None
+    """The axis of the torus along which they are; None: unknown."""
 
     def place(self, shift: int) -> jax.Array:
         """Returns the place in the line of the device that is `shift` after this."""
@@ -149,95 +229,164 @@ class _Line:
         return jax.lax.ppermute(x, self.axis, pairs)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Torus:
     """The lines that the devices of some mesh axes make, the major one first.
 
-    A gathered dimension is kept as one dimension for each line and the block's own:
-    [..., size, size, block, ...].
+    In a phase, the gathered dimension is one for each line and the part's own:
+    [..., size, size, part, ...], where a line that was not yet gathered has size 1.
     """
 
-    def __init__(self, axes: Axes):
-        self.lines = [line for axis in axes for line in _lines_of(axis)]
+    axes: Axes
+    dim: int
+    block: int
 
-    def gather(self, x: jax.Array, dim: int) -> jax.Array:
-        rest = [line.size for line in self.lines]
-        shape = (*x.shape[:dim], *rest, *x.shape[dim:])
-        whole = jax.lax.empty(shape, x.dtype)
-        whole = jax.lax.pcast(whole, _varying(x), to="varying")
-        for order, start, size in self._parts(x.shape[dim]):
-            part = jax.lax.slice_in_dim(x, start, start + size, axis=dim)
-            part = part.reshape(*x.shape[:dim], *(1 for _ in rest), *part.shape[dim:])
-            for index in order[:-1]:
-                part = self._join(part, index, dim)
-            whole = self._place(whole, part, order[-1], dim, start)
-        size = math.prod(rest) * x.shape[dim]
-        return whole.reshape(*x.shape[:dim], size, *x.shape[dim + 1 :])
+    @functools.cached_property
+    def lines(self) -> list[_Line]:
+        return [line for axis in self.axes for line in _lines_of(axis)]
 
-    def scatter(self, x: jax.Array, dim: int) -> jax.Array:
-        rest = [line.size for line in self.lines]
-        block = x.shape[dim] // math.prod(rest)
-        x = x.reshape(*x.shape[:dim], *rest, block, *x.shape[dim + 1 :])
-        parts = []
-        for order, start, size in self._parts(block):
-            part = jax.lax.slice_in_dim(
-                x, start, start + size, axis=dim + len(self.lines)
-            )
-            for index in reversed(order):
-                part = self._sum(part, index, dim)
-            parts.append(part)
-        whole = jnp.concatenate(parts, axis=dim + len(self.lines))
-        return whole.reshape(*x.shape[:dim], block, *x.shape[dim + len(rest) + 1 :])
-
-    def _parts(self, block: int) -> list[tuple[list[int], int, int]]:
-        """Returns for each part the order of its lines, its start and its size."""
-        count = len(self.lines)
+    @functools.cached_property
+    def parts(self) -> list[tuple[list[int], int, int]]:
+        """For each part, the order of its lines, its start and its size."""
+        dims = list(dict.fromkeys(line.dim for line in self.lines))
+        count = len(dims)
         edges = [
-            round(block * i / count / PART_MULTIPLE) * PART_MULTIPLE
+            round(self.block * i / count / PART_MULTIPLE) * PART_MULTIPLE
             for i in range(count)
         ]
-        edges.append(block)
-        orders = [[(first + i) % count for i in range(count)] for first in range(count)]
+        edges.append(self.block)
+        orders = [self._order(dims[first:] + dims[:first]) for first in range(count)]
         spans = zip(orders, edges, edges[1:], strict=False)
         return [(order, low, high - low) for order, low, high in spans if high > low]
 
-    def _join(self, part: jax.Array, index: int, dim: int) -> jax.Array:
-        """Gathers a part along one line."""
-        shape = list(part.shape)
-        shape[dim + index] *= self.lines[index].size
-        whole = jax.lax.empty(tuple(shape), part.dtype)
-        whole = jax.lax.pcast(whole, _varying(part), to="varying")
-        return self._place(whole, part, index, dim, start=0)
+    def _order(self, dims: list[int | None]) -> list[int]:
+        """Returns the lines in the order of a part: along each axis the major first."""
+        along = [
+            [i for i, line in enumerate(self.lines) if line.dim == dim] for dim in dims
+        ]
+        rounds = itertools.zip_longest(*along)
+        return [index for group in rounds for index in group if index is not None]
+
+    def spread(self, parts: Arrays, phase: int) -> Arrays:
+        """Returns each part once for every device of its line of a phase."""
+        return tuple(
+            part
+            for part, (order, _, _) in zip(parts, self.parts, strict=True)
+            for _ in range(self.lines[order[phase]].size)
+        )
+
+    def sum(self, blocks: Arrays, phase: int) -> Arrays:
+        """Sums, in float32, what devices had for this one."""
+        return tuple(
+            functools.reduce(
+                jnp.add, [block.astype(jnp.float32) for block in group]
+            ).astype(group[0].dtype)
+            for group in self._grouped(blocks, phase)
+        )
+
+    def exchange(self, blocks: Arrays, phase: int, *, back: bool = False) -> Arrays:
+        """Sends blocks: a group's first stays, the next is for the neighbour, ..."""
+        received = []
+        groups = self._grouped(blocks, phase)
+        for group, (order, _, _) in zip(groups, self.parts, strict=True):
+            line = self.lines[order[phase]]
+            for shift, block in enumerate(group):
+                shift = -shift if back else shift
+                received.append(line.receive(block, shift) if shift else block)
+        return tuple(received)
+
+    def merge(self, blocks: Arrays, phase: int) -> Arrays:
+        """Puts blocks together along the line of a phase, in the last one all parts."""
+        is_last = phase == len(self.lines) - 1
+        merged = list[jax.Array]()
+        groups = self._grouped(blocks, phase)
+        for group, (order, start, size) in zip(groups, self.parts, strict=True):
+            group = [self._unmerged(block, order[:phase], size) for block in group]
+            if is_last and merged:
+                whole = merged.pop()
+            else:
+                room = self.block if is_last else size
+                whole = self._empty(group[0], order[: phase + 1], room)
+            start = start if is_last else 0
+            merged.append(self._place(whole, group, order[phase], start))
+        return tuple(map(self._flat, merged))
+
+    def cut(self, parts: Arrays, phase: int) -> Arrays:
+        """Returns what the blocks were that `merge` merged."""
+        if phase == len(self.lines) - 1:
+            every_line = list(range(len(self.lines)))
+            whole = self._unmerged(parts[0], every_line, self.block)
+            sizes = [size for _, _, size in self.parts]
+            axis = self.dim + len(self.lines)
+            parts = tuple(map(self._flat, jax.lax.split(whole, sizes, axis=axis)))
+        blocks = []
+        for part, (order, _, size) in zip(parts, self.parts, strict=True):
+            part = self._unmerged(part, order[: phase + 1], size)
+            axis, line = self.dim + order[phase], self.lines[order[phase]]
+            blocks += [
+                self._flat(
+                    jax.lax.dynamic_slice_in_dim(part, line.place(shift), 1, axis=axis)
+                )
+                for shift in range(line.size)
+            ]
+        return tuple(blocks)
+
+    def _grouped(self, blocks: Arrays, phase: int) -> list[Arrays]:
+        """Returns the blocks of each part."""
+        left = iter(blocks)
+        return [
+            tuple(itertools.islice(left, self.lines[order[phase]].size))
+            for order, _, _ in self.parts
+        ]
+
+    def _sizes(self, gathered: Sequence[int]) -> list[int]:
+        return [
+            line.size if index in gathered else 1
+            for index, line in enumerate(self.lines)
+        ]
+
+    def _unmerged(
+        self, part: jax.Array, gathered: Sequence[int], size: int
+    ) -> jax.Array:
+        before, after = part.shape[: self.dim], part.shape[self.dim + 1 :]
+        return part.reshape(*before, *self._sizes(gathered), size, *after)
+
+    def _flat(self, part: jax.Array) -> jax.Array:
+        end = self.dim + len(self.lines) + 1
+        before, after = part.shape[: self.dim], part.shape[end:]
+        return part.reshape(*before, math.prod(part.shape[self.dim : end]), *after)
+
+    def _empty(self, part: jax.Array, gathered: Sequence[int], size: int) -> jax.Array:
+        """Returns space for a part along lines, `size` of the block."""
+        before = part.shape[: self.dim]
+        after = part.shape[self.dim + len(self.lines) + 1 :]
+        shape = (*before, *self._sizes(gathered), size, *after)
+        return jax.lax.pcast(
+            jax.lax.empty(shape, part.dtype), _varying(part), to="varying"
+        )
 
     def _place(
-        self, whole: jax.Array, part: jax.Array, index: int, dim: int, start: int
+        self, whole: jax.Array, blocks: Sequence[jax.Array], index: int, start: int
     ) -> jax.Array:
-        """Writes the parts of all devices of a line into the whole."""
-        line = self.lines[index]
-        for shift in range(line.size):
-            block = part if shift == 0 else line.receive(part, shift)
+        """Writes the blocks of all devices of a line into the whole."""
+        for shift, block in enumerate(blocks):
             starts: list[Any] = [0] * whole.ndim
-            starts[dim + index] = line.place(shift)
-            starts[dim + len(self.lines)] = start
+            starts[self.dim + index] = self.lines[index].place(shift)
+            starts[self.dim + len(self.lines)] = start
             whole = jax.lax.dynamic_update_slice(whole, block, starts)
         return whole
 
-    def _sum(self, part: jax.Array, index: int, dim: int) -> jax.Array:
-        """Sums a line's parts; each device keeps the block of its place."""
-        line, total = self.lines[index], None
-        for shift in range(line.size):
-            block = jax.lax.dynamic_slice_in_dim(
-                part, line.place(shift), 1, axis=dim + index
-            )
-            if shift:
-                block = line.receive(block, -shift)
-            block = block.astype(jnp.float32)
-            total = block if total is None else total + block
-        assert total is not None
-        return total.astype(part.dtype)
+
+type _Run = tuple[int | None, int]
+"""An axis of the torus, and how many places along it a mesh axis takes; None: unknown.
+"""
+
+_RUNS: dict[tuple, dict[str, tuple[_Run, ...]]] = {}
+"""Mesh -> axis -> what it is made of, the major one first."""
 
 
-_LINES: dict[tuple, dict[str, tuple[int, ...]]] = {}
-"""Mesh -> axis -> sizes of the lines that it is made of, the major one first."""
+def _size(axis: str) -> int:
+    return jax.sharding.get_abstract_mesh().shape[axis]
 
 
 def _key(mesh) -> tuple:
@@ -245,26 +394,24 @@ def _key(mesh) -> tuple:
 
 
 def _lines_of(axis: str) -> list[_Line]:
-    stride = jax.lax.axis_size(axis)
-    lines = _LINES.get(_key(jax.sharding.get_abstract_mesh()), {})
-    sizes = []
-    for size in lines.get(axis) or (stride,):
-        sizes += factors(size)
+    stride = _size(axis)
+    runs = _RUNS.get(_key(jax.sharding.get_abstract_mesh()), {})
     found = []
-    for size in sizes:
-        stride //= size
-        found.append(_Line(axis, size, stride))
+    for dim, length in runs.get(axis) or ((None, stride),):
+        for size in factors(length):
+            stride //= size
+            found.append(_Line(axis, size, stride, dim))
     return found
 
 
-def _lines(places: np.ndarray) -> tuple[int, ...]:
-    """Returns the lengths of the torus axes that places in order run along."""
+def _runs(places: np.ndarray) -> tuple[_Run, ...]:
+    """Returns the axes of the torus that places in order run along."""
     size = len(places)
     if size == 1:
         return ()
     (moves,) = np.nonzero(places[1] != places[0])
     if len(moves) != 1:
-        return (size,)
+        return ((None, size),)
     along, others = places[:, moves[0]], np.delete(places, moves, axis=1)
     length = 1
     # As long as only that coordinate changes, and never back to where it was.
@@ -275,8 +422,8 @@ def _lines(places: np.ndarray) -> tuple[int, ...]:
     ):
         length += 1
     if length == 1 or size % length:
-        return (size,)
-    return (*_lines(places[::length]), length)
+        return ((None, size),)
+    return (*_runs(places[::length]), (int(moves[0]), length))
 
 
 def factors(size: int) -> Sequence[int]:

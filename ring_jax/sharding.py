@@ -12,7 +12,6 @@ keep copies of everything.
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from types import EllipsisType
@@ -317,7 +316,7 @@ def _split_tokens(x_M: jax.Array, *, num_tokens: int) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Copies:
-    """Each device's own copy of a weight, gathered before it is used (`gather`)."""
+    """Each device's own copy of a weight, gathered early (`WeightGather`)."""
 
     blocks_J: jax.Array
     """[J, ...]; the dimensions that follow are those of `copy_of`."""
@@ -369,35 +368,137 @@ def are_weights_in_parts() -> bool:
     return _that_split(STORAGE_AXES) is not None
 
 
-def gather(
-    weights: Sequence[jax.Array], dims: Sequence[str], dtype: DTypeLike
-) -> list[Copies]:
-    """Gathers weights on every device, long before they are used.
+type Blocks = tuple[jax.Array, ...]
+"""Weights on their way: arrays [J, ...], on each device its own."""
 
-    All but stacks of experts cross the wire as one: a message costs time, however
-    short it is.
 
-    Args:
-      weights: parameters, each laid out as `weight` says of its letters.
-      dims: the letters of each.
-      dtype: of the copies; cast to before the wire.
+@dataclasses.dataclass(frozen=True)
+class WeightGather:
+    """Gathers weights on every device long before they are used, step by step.
+
+    They cross the wire as one, as a message costs time, however short it is: they are
+    one stack of experts, or any number of weights without. All steps are linear, and
+    the gradient takes the same way back (`collectives.PhasedGather`).
     """
 
-    def copy(*blocks: jax.Array) -> list[jax.Array]:
-        blocks = tuple(_rounded(block, dtype) for block in blocks)
-        small = [i for i, each in enumerate(dims) if "E" not in each]
-        joined = iter(_copies_of([(blocks[i], dims[i]) for i in small], dtype))
+    dims: tuple[str, ...]
+    """The letters of each, by which it is laid out (`weight`)."""
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: DTypeLike
+    """Of the copies; cast to before the wire."""
+
+    @property
+    def num_phases(self) -> int:
+        """At least one."""
+        return self._phased.num_phases
+
+    def begin(self, weights: Sequence[jax.Array]) -> Blocks:
+        """Casts and joins the blocks of parameters."""
+
+        def begin(*blocks: jax.Array) -> Blocks:
+            varying = [vary(_rounded(w, self.dtype), *TOKEN_AXES) for w in blocks]
+            joined = self._join([w.astype(self.dtype) for w in varying])
+            return _stacked(self._phased.begin(joined))
+
+        layouts = tuple(map(weight, self.dims))
+        return per_device(begin, in_specs=layouts, out_specs=self._layout)(*weights)
+
+    def spread(self, parts: Blocks, phase: int) -> Blocks:
+        """Returns what is to be sent in phase 0, 1, ... or `num_phases - 1`."""
+        return self._step(self._phased.spread, parts, phase)
+
+    def exchange(self, blocks: Blocks, phase: int) -> Blocks:
+        """Sends; all other steps are each device's own."""
+        return self._step(self._phased.exchange, blocks, phase)
+
+    def merge(self, blocks: Blocks, phase: int) -> Blocks:
+        """Puts together what came."""
+        return self._step(self._phased.merge, blocks, phase)
+
+    def finish(self, parts: Blocks) -> list[Copies]:
+        """Takes each device's own copies apart, after the last phase."""
+
+        def finish(parts: Blocks) -> Blocks:
+            return _stacked(self._cut(self._phased.finish(_unstacked(parts))))
+
+        run = per_device(
+            finish,
+            in_specs=(self._layout,),
+            out_specs=tuple(map(_copies, self.dims)),
+        )
+        return [Copies(blocks_J) for blocks_J in run(parts)]
+
+    def _step(self, step: Callable, blocks: Blocks, phase: int) -> Blocks:
+        layout = self._layout
+
+        def run(blocks: Blocks) -> Blocks:
+            return _stacked(step(_unstacked(blocks), phase))
+
+        return per_device(run, in_specs=(layout,), out_specs=layout)(blocks)
+
+    @property
+    def _phased(self) -> collectives.PhasedGather:
+        dims, shape = self.dims[0], self.shapes[0]
+        position = _position(dims)
+        axes = _named(weight(dims)[position])
+        return collectives.PhasedGather(
+            axes=tuple(axis for axis in axes if axis != TENSOR_AXIS),
+            dim=1 if "E" in dims else 0,
+            block=_block_shape(dims, shape)[position],
+        )
+
+    @property
+    def _layout(self) -> P:
+        # The letter of a dimension that tensor splits, as it does one of each weight.
+        return _copies(self.dims[0] if "E" in self.dims[0] else "DF")
+
+    def _join(self, blocks: Sequence[jax.Array]) -> jax.Array:
+        """Stacks of experts keep their order; others have in front what is gathered."""
+        blocks = [
+            _for_the_wire(block, dims)
+            for block, dims in zip(blocks, self.dims, strict=True)
+        ]
+        if "E" in self.dims[0]:
+            return blocks[0]
+        flat = [block.reshape(block.shape[0], -1) for block in blocks]
+        return jnp.concatenate(flat, axis=1)
+
+    def _cut(self, whole: jax.Array) -> list[jax.Array]:
+        if "E" in self.dims[0]:
+            return [whole]
+        rest = [
+            _block_shape(dims, shape)[: _position(dims)]
+            + _block_shape(dims, shape)[_position(dims) + 1 :]
+            for dims, shape in zip(self.dims, self.shapes, strict=True)
+        ]
+        parts = jax.lax.split(whole, list(map(math.prod, rest)), axis=1)
         return [
-            next(joined)[None] if i in small else copy_of(block, dims[i], dtype)[None]
-            for i, block in enumerate(blocks)
+            part.reshape(-1, *block) for part, block in zip(parts, rest, strict=True)
         ]
 
-    run = per_device(
-        copy,
-        in_specs=tuple(weight(each) for each in dims),
-        out_specs=[_copies(each) for each in dims],
+
+def _stacked(blocks: Sequence[jax.Array]) -> Blocks:
+    return tuple(block[None] for block in blocks)
+
+
+def _unstacked(parts: Blocks) -> tuple[jax.Array, ...]:
+    return tuple(part[0] for part in parts)
+
+
+def _position(dims: str) -> int:
+    """Returns which dimension of a weight is stored in parts."""
+    stored = stored_by(dims)
+    assert stored is not None
+    return dims.index(stored)
+
+
+def _block_shape(dims: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns the shape of a device's block of a parameter."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return tuple(
+        size // math.prod(sizes[axis] for axis in _named(entry))
+        for size, entry in zip(shape, weight(dims), strict=True)
     )
-    return [Copies(blocks_J) for blocks_J in run(*weights)]
 
 
 def _rounded(w: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -408,24 +509,6 @@ def _rounded(w: jax.Array, dtype: DTypeLike) -> jax.Array:
     """
     info = jnp.finfo(dtype)
     return jax.lax.reduce_precision(w, info.nexp, info.nmant)
-
-
-def _copies_of(
-    weights: Sequence[tuple[jax.Array, str]], dtype: DTypeLike
-) -> list[jax.Array]:
-    """Does for weights without experts what `copy_of` does, in one gather."""
-    if not weights:
-        return []
-    blocks = [jnp.moveaxis(w, dims.index("D"), 0).astype(dtype) for w, dims in weights]
-    flat = [block.reshape(block.shape[0], -1) for block in blocks]
-    # The letter of a dimension that nothing splits.
-    joined = gather_block(jnp.concatenate(flat, axis=1), "DH")
-    ends = list(itertools.accumulate(block.shape[1] for block in flat))
-    parts = jnp.split(joined, ends[:-1], axis=1)
-    return [
-        part.reshape(-1, *block.shape[1:])
-        for part, block in zip(parts, blocks, strict=True)
-    ]
 
 
 def operand(
@@ -441,17 +524,21 @@ def operand(
 
 
 def copy_of(w: jax.Array, dims: str, dtype: DTypeLike) -> jax.Array:
-    """Inside `per_device`: this device's copy, whole but for experts and `tensor`.
+    """Inside `per_device`: this device's copy, whole but for experts and `tensor`."""
+    w = _for_the_wire(vary(w, *TOKEN_AXES).astype(dtype), dims)
+    return gather_block(w, _on_the_wire(dims), keep="E")
+
+
+def _for_the_wire(w: jax.Array, dims: str) -> jax.Array:
+    """Returns a block of a weight in the order in which it is gathered.
 
     D comes first: blocks of a first dimension are joined without moving what is in
     them. Stacks of experts keep their order, and gate and up are joined before they are
     gathered: [2, F] would lie in tiles of two rows.
     """
     if dims == "ED2F":
-        w = w.astype(dtype).reshape(*w.shape[:2], -1)
-    elif "E" not in dims:
-        w = jnp.moveaxis(w, dims.index("D"), 0)
-    return gather_block(w, _on_the_wire(dims), dtype=dtype, keep="E")
+        return w.reshape(*w.shape[:2], -1)
+    return w if "E" in dims else jnp.moveaxis(w, dims.index("D"), 0)
 
 
 def _copies(dims: str) -> P:

@@ -27,22 +27,25 @@ def mesh_of(*sizes: int) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 2)
 
 
-def lines_of(shape: tuple[int, ...], mesh_shape: tuple[int, int]):
+def runs_of(shape: tuple[int, ...], mesh_shape: tuple[int, int]):
     """How a mesh over chips in row-major order lies in a torus of the given shape."""
     chips = np.empty(int(np.prod(shape)), object)
     chips[:] = [Chip(tuple(map(int, place))) for place in np.ndindex(*shape)]
     mesh = mock.Mock(devices=chips.reshape(mesh_shape), axis_names=AXES)
     mesh.shape = dict(zip(AXES, mesh_shape, strict=True))
-    with mock.patch.object(collectives, "_LINES", {}) as learned:
+    with mock.patch.object(collectives, "_RUNS", {}) as learned:
         collectives.learn_torus(mesh)
         return learned[tuple(mesh.shape.items())]
 
 
 def test_an_axis_is_cut_where_the_torus_turns():
-    assert lines_of((2, 4, 4), (8, 4)) == {"a": (2, 4), "b": (4,)}
-    assert lines_of((2, 4, 4), (2, 16)) == {"a": (2,), "b": (4, 4)}
-    assert lines_of((8, 8), (4, 16)) == {"a": (4,), "b": (2, 8)}
-    assert lines_of((4, 4), (16, 1)) == {"a": (4, 4), "b": ()}
+    assert runs_of((2, 4, 4), (8, 4)) == {"a": ((0, 2), (1, 4)), "b": ((2, 4),)}
+    assert runs_of((2, 4, 4), (2, 16)) == {
+        "a": ((0, 2),),
+        "b": ((1, 4), (2, 4)),
+    }
+    assert runs_of((8, 8), (4, 16)) == {"a": ((0, 4),), "b": ((0, 2), (1, 8))}
+    assert runs_of((4, 4), (16, 1)) == {"a": ((0, 4), (1, 4)), "b": ()}
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 6, 8, 12, 16, 32, 64, 10, 7])
@@ -53,17 +56,19 @@ def test_factors_multiply_to_the_size(size):
     assert not small or max(found) <= max(collectives.MAX_DIRECT, max(found[-1:]))
 
 
-@pytest.mark.parametrize("lines", [{}, {"a": (2,), "b": (2, 2)}], ids=["flat", "torus"])
+@pytest.mark.parametrize(
+    "runs", [{}, {"a": ((0, 2),), "b": ((0, 2), (1, 2))}], ids=["flat", "torus"]
+)
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("axes", [("a", "b"), ("b",)])
-def test_gather_and_its_gradient_are_those_of_xla(lines, dim, axes):
+def test_gather_and_its_gradient_are_those_of_xla(runs, dim, axes):
     mesh = mesh_of(2, 4)
     shape = [6, 96 * 8, 2] if dim else [96 * 8, 6, 2]
     spec = P(*(None,) * dim, axes)
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     results = []
     with (
-        mock.patch.dict(collectives._LINES, {tuple(mesh.shape.items()): lines}),
+        mock.patch.dict(collectives._RUNS, {tuple(mesh.shape.items()): runs}),
         jax.set_mesh(mesh),
     ):
         x = jax.device_put(x, jax.NamedSharding(mesh, spec))

@@ -17,12 +17,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ring_jax import sharding
-from ring_jax.model.layers import gathered
+from ring_jax.model.weight_traffic import WeightTraffic
 
 MAX_UNROLLED_LAYERS = 4
 """A loop over more layers stays a loop: it compiles once. Unrolled, a CPU's step is a
@@ -30,10 +29,23 @@ tenth faster, as no weights are copied to be kept for the backward pass."""
 
 type Remat = Literal["none", "matmuls", "kernels", "block", "offload"]
 
-type RunLayer = Callable[[jax.Array, Any, Any, Any, Any], tuple[jax.Array, Any, Any]]
+type RunLayer = Callable[
+    [jax.Array, Any, Any, Any, "Arriving"], tuple[jax.Array, Any, "Arriving"]
+]
 """(x_BTD, layer, shared, own, arriving) -> (x_BTD, what the layer reports, arriving).
 
-`arriving` is passed through, by `arrive_backward` and `arrive_forward`; or None."""
+The `Arriving` is passed through."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Arriving:
+    """What comes while a layer computes (`arrive_forward`, `arrive_backward`)."""
+
+    weights: Any = None
+    """Come in both passes."""
+    gradients: Any = None
+    """Come in the backward pass alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +78,7 @@ class LayerStack:
 
         def run_next(x_BTD: jax.Array, inputs: tuple) -> tuple[jax.Array, Any]:
             layer, own = inputs
-            x_BTD, report, _ = run(x_BTD, layer, shared, own, None)
+            x_BTD, report, _ = run(x_BTD, layer, shared, own, Arriving())
             return x_BTD, report
 
         return _scan(run_next, x_BTD, (layers, own))
@@ -83,14 +95,6 @@ class LayerStack:
         return jax.checkpoint(
             run, policy=_saved(self.remat), prevent_cse=_is_unrolled(layers)
         )
-
-    def gathered(self, layers: Any, number: jax.Array | int) -> Any:
-        """Returns a layer gathered; past the ends the last one on that side.
-
-        So the last gather of the forward pass is the first that the backward pass
-        needs.
-        """
-        return gathered(_at(layers, number), self.dtype)
 
 
 @jax.custom_vjp
@@ -130,14 +134,16 @@ arrive_backward.defvjp(
 def _run_prefetching(
     stack: LayerStack, x_BTD: jax.Array, layers: Any, shared: Any, own: Any
 ) -> tuple[jax.Array, Any]:
-    def run_next(carry: tuple, inputs: tuple) -> tuple[tuple, Any]:
-        (x_BTD, layer), (number, own) = carry, inputs
-        following = stack.gathered(layers, number + 1)
-        x_BTD, report, following = stack.run_layer(x_BTD, layer, shared, own, following)
-        return (x_BTD, following), report
+    traffic = WeightTraffic(layers, stack.dtype)
 
-    carry = (x_BTD, stack.gathered(layers, 0))
-    (x_BTD, _), reports = _scan(run_next, carry, (_numbers(layers), own))
+    def run_next(carry: tuple, inputs: tuple) -> tuple[tuple, Any]:
+        (x_BTD, layer, coming), (number, own) = carry, inputs
+        arriving = Arriving(traffic.send(coming, number + 1))
+        x_BTD, report, arriving = stack.run_layer(x_BTD, layer, shared, own, arriving)
+        return (x_BTD, *traffic.receive(arriving.weights, number + 1)), report
+
+    carry = (x_BTD, *traffic.start())
+    (x_BTD, *_), reports = _scan(run_next, carry, (_numbers(layers), own))
     return x_BTD, reports
 
 
@@ -145,114 +151,58 @@ def _forward(
     stack: LayerStack, x_BTD: jax.Array, layers: Any, shared: Any, own: Any
 ) -> tuple[tuple[jax.Array, Any], tuple]:
     run = stack.checkpointed(layers)
+    traffic = WeightTraffic(layers, stack.dtype)
 
     def run_next(carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
-        (x_BTD, layer), (number, own) = carry, inputs
-        following = stack.gathered(layers, number + 1)
+        (x_BTD, layer, coming), (number, own) = carry, inputs
+        # No gradients come, but the backward pass needs a place for them.
+        no_gradients = traffic.like_sent_back(coming, number + 1)
+        arriving = Arriving(traffic.send(coming, number + 1), no_gradients)
         # The layer is gathered again, and the others are there anyway.
-        (x_BTD, report, following), pull_back = jax.vjp(
+        (x_BTD, report, arriving), pull_back = jax.vjp(
             run,
-            *(x_BTD, layer, shared, own, following),
+            *(x_BTD, layer, shared, own, arriving),
             saveable_args=(True, False, False, False, False),
         )
-        return (x_BTD, following), (report, pull_back)
+        carry = (x_BTD, *traffic.receive(arriving.weights, number + 1))
+        return carry, (report, pull_back)
 
-    carry = (x_BTD, stack.gathered(layers, 0))
-    (x_BTD, last), (reports, pull_backs) = _scan(
+    carry = (x_BTD, *traffic.start())
+    (x_BTD, *left), (reports, pull_backs) = _scan(
         run_next, carry, (_numbers(layers), own)
     )
-    return (x_BTD, reports), (pull_backs, last, layers, shared, own)
+    return (x_BTD, reports), (pull_backs, left, layers, shared, own)
 
 
 def _backward(stack: LayerStack, residuals: tuple, grads: tuple) -> tuple:
-    pull_backs, last, layers, shared, own = residuals
+    pull_backs, (last, coming), layers, shared, own = residuals
     grad_BTD, grad_reports = grads
+    traffic = WeightTraffic(layers, stack.dtype)
+    end = 2 * _num_layers(layers)
 
-    def pull_back_next(carry: tuple, inputs: tuple) -> tuple[tuple, Any]:
-        grad_BTD, layer, late = carry
+    def pull_back_next(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+        grad_BTD, layer, coming, going, grad_layers = carry
         number, pull_back, grad_report, own = inputs
-        previous = stack.gathered(layers, number - 1)
-        # What is computed again awaits nothing: `layer` stands for what arrives.
-        pull_back.args_res[1:] = [layer, shared, own, layer]
-        grad_BTD, grad_copies, _, _, previous = pull_back(
-            (grad_BTD, grad_report, previous)
+        arriving = Arriving(
+            traffic.send(coming, end - number), traffic.send_back(going)
         )
-        found = _late(grad_copies)
-        grad_layer = _scattered(stack, _at(layers, number), late, grad_copies)
-        return (grad_BTD, previous, found), grad_layer
+        pull_back.args_res[1:] = [layer, shared, own, arriving]
+        grad_BTD, grad_copies, _, _, arriving = pull_back(
+            (grad_BTD, grad_report, arriving)
+        )
+        going, grad_layers = traffic.receive_back(
+            arriving.gradients, grad_copies, grad_layers, number
+        )
+        layer, coming = traffic.receive(arriving.weights, end - number)
+        return (grad_BTD, layer, coming, going, grad_layers), None
 
-    nothing = jax.tree.map(jnp.zeros_like, _late(last))
     inputs = (_numbers(layers), pull_backs, grad_reports, own)
-    (grad_BTD, _, late), grad_layers = _scan(
-        pull_back_next, (grad_BTD, last, nothing), inputs, reverse=True
-    )
-    grad_layers = _shifted(stack, layers, late, grad_layers)
-    return grad_BTD, grad_layers, None, None
+    carry = (grad_BTD, last, coming, *traffic.nothing(last, coming))
+    (grad_BTD, _, _, *left), _ = _scan(pull_back_next, carry, inputs, reverse=True)
+    return grad_BTD, traffic.drain(*left), None, None
 
 
 _run_prefetching.defvjp(_forward, _backward)
-
-
-def _at(layers: Any, number: jax.Array | int) -> Any:
-    number = jnp.clip(number, 0, _num_layers(layers) - 1)
-    return jax.tree.map(
-        lambda w: jax.lax.dynamic_index_in_dim(w, number, keepdims=False), layers
-    )
-
-
-def _late(copies: Any) -> list[nnx.Param]:
-    """Returns the gradients that are summed while the next layer computes.
-
-    Those of all but the experts: they are small, and there is little after them in
-    their own layer. An expert's gradients are large, and come halfway.
-    """
-    params = jax.tree.leaves(copies, is_leaf=_is_param)
-    return [param for param in params if _is_late(param)]
-
-
-def _is_late(param: nnx.Param) -> bool:
-    return sharding.stored_by(param.dims) is not None and "E" not in param.dims
-
-
-def _is_param(node: Any) -> bool:
-    return isinstance(node, nnx.Param)
-
-
-def _scattered(
-    stack: LayerStack, layer: Any, late: list[nnx.Param], grad_copies: Any
-) -> Any:
-    """Sums gradients where they are stored: those of `late` in the place of its own."""
-    others = iter(late)
-    grad_copies = jax.tree.map(
-        lambda param: next(others) if _is_late(param) else param,
-        grad_copies,
-        is_leaf=_is_param,
-    )
-    gather = functools.partial(gathered, dtype=stack.dtype)
-    return jax.vjp(gather, layer)[1](grad_copies)[0]
-
-
-def _shifted(
-    stack: LayerStack, layers: Any, late: list[nnx.Param], grad_layers: Any
-) -> Any:
-    """Gives late gradients, found one layer before their own, to their layers."""
-    params = _late(_at(layers, 0))
-    dims = [param.dims for param in params]
-
-    def gather(weights: list[jax.Array]) -> list[sharding.Copies]:
-        return sharding.gather(weights, dims, stack.dtype)
-
-    _, scatter = jax.vjp(gather, [param[...] for param in params])
-    (firsts,) = scatter([param.get_value() for param in late])
-    others = iter(firsts)
-
-    def shift(param: nnx.Param) -> nnx.Param:
-        if not _is_late(param):
-            return param
-        stacked = jnp.concatenate([next(others)[None], param[...][:-1]])
-        return nnx.Param(stacked, dims=param.dims)
-
-    return jax.tree.map(shift, grad_layers, is_leaf=_is_param)
 
 
 def _scan(run: Callable, carry: Any, inputs: Any, *, reverse: bool = False) -> Any:

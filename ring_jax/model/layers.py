@@ -4,7 +4,6 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 from ring_jax import sharding
 from ring_jax.sharding import einsum
@@ -30,20 +29,6 @@ def filled(dims: str, shape: tuple[int, ...], value: float) -> nnx.Param:
     return nnx.Param(
         jnp.full(shape, value, jnp.float32, out_sharding=layout), dims=dims
     )
-
-
-def gathered[Module: nnx.Module](module: Module, dtype: DTypeLike) -> Module:
-    """Returns the module with each device's own copies of what is stored in parts."""
-    params, structure = jax.tree.flatten(
-        module, is_leaf=lambda node: isinstance(node, nnx.Param)
-    )
-    places = [i for i, p in enumerate(params) if sharding.stored_by(p.dims) is not None]
-    copies = sharding.gather(
-        [params[i][...] for i in places], [params[i].dims for i in places], dtype
-    )
-    for i, copy in zip(places, copies, strict=True):
-        params[i] = nnx.Param(copy, dims=params[i].dims)
-    return jax.tree.unflatten(structure, params)
 
 
 def rms_norm(x_BTD: jax.Array, weight_D: jax.Array, *, eps: float) -> jax.Array:

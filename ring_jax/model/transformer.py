@@ -16,6 +16,7 @@ from ring_jax import sharding
 from ring_jax.config import ModelConfig
 from ring_jax.model.attention import Attention, KeyValues, Rows
 from ring_jax.model.layer_stack import (
+    Arriving,
     LayerStack,
     Remat,
     arrive_backward,
@@ -53,20 +54,23 @@ class Layer(nnx.Module):
         x_BTD: jax.Array,
         rows: Rows,
         noise: RoutingNoise | None,
-        arriving: "Layer | None" = None,
-    ) -> tuple[jax.Array, RouterSums | None, "Layer | None"]:
-        """Runs the layer while the weights of another one arrive, if any do.
+        arriving: Arriving,
+    ) -> tuple[jax.Array, RouterSums | None, Arriving]:
+        """Runs the layer while the weights of others arrive, if any do.
 
         Returns:
-          The new residual stream, what a routed layer's routing sums up, and the layer
-          that arrived.
+          The new residual stream, what a routed layer's routing sums up, and what
+          arrived.
         """
         with jax.named_scope("attention"):
             normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
             x_BTD += self.attention(normed, rows)
         second = self.mlp if self.moe is None else self.moe
         x_BTD, second, arriving = arrive_backward(x_BTD, second, arriving)
-        return self._feed_forward(second, x_BTD, rows, noise, arriving)
+        x_BTD, sums, weights = self._feed_forward(
+            second, x_BTD, rows, noise, arriving.weights
+        )
+        return x_BTD, sums, dataclasses.replace(arriving, weights=weights)
 
     def decode(
         self, x_BTD: jax.Array, rows: Rows, cache: KeyValues, **slots: jax.Array
@@ -78,14 +82,14 @@ class Layer(nnx.Module):
         out_BTD, *_ = self._feed_forward(second, x_BTD + attended, rows, None, None)
         return out_BTD, cache
 
-    def _feed_forward(
+    def _feed_forward[Tree](
         self,
         second: GatedMlp | Moe | None,
         x_BTD: jax.Array,
         rows: Rows,
         noise: RoutingNoise | None,
-        arriving: "Layer | None",
-    ) -> tuple[jax.Array, RouterSums | None, "Layer | None"]:
+        arriving: Tree,
+    ) -> tuple[jax.Array, RouterSums | None, Tree]:
         normed = rms_norm(x_BTD, self.mlp_norm_D[...], eps=self.eps)
         if isinstance(second, GatedMlp):
             with jax.named_scope("mlp"):
@@ -274,8 +278,8 @@ def _run_layer(
     layer: Layer,
     rows: Rows,
     noise: RoutingNoise | None,
-    arriving: Layer | None,
-) -> tuple[jax.Array, RouterSums | None, Layer | None]:
+    arriving: Arriving,
+) -> tuple[jax.Array, RouterSums | None, Arriving]:
     return layer(x_BTD, rows, noise, arriving)
 
 

@@ -6,9 +6,10 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ring_jax import sharding
+from ring_jax import collectives, sharding
 from ring_jax.config import MeshConfig
 from ring_jax.model import init_transformer
 from ring_jax.model.layer_stack import Remat, arrive_backward, arrive_forward
@@ -58,6 +59,54 @@ def test_gathered_weights_of_one_layer_alone_wait_for_the_backward_pass(run, rem
     stacked = [leaf.size for leaf in kept if leaf.shape[:1] == (num_layers,)]
     # The parameters are as large; four copies of half of them would be twice that.
     assert max(stacked) == stack.size
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_layers"),
+    [
+        ({"fsdp": 8}, 6),
+        # Fewer layers than a weight is on its way.
+        ({"fsdp": 2, "expert": 2, "tensor": 2}, 2),
+        ({"data": 2, "fsdp": 4}, 1),
+    ],
+    ids=str,
+)
+def test_weights_that_come_in_phases_give_the_values_of_one_device(
+    tiny, monkeypatch, sizes, num_layers
+):
+    """By permutes, as on TPUs, whose devices are here in lines of two and four."""
+    monkeypatch.setattr(collectives, "_are_permutes_hidden", lambda: True)
+    config = dataclasses.replace(tiny, num_layers=1 + num_layers)
+    batch = np.random.default_rng(0).integers(0, config.vocab_size, (8, 16))
+
+    def loss(model, ids_BT):
+        hidden_BTD, _ = model(
+            ids_BT,
+            segments_BT=jnp.ones_like(ids_BT),
+            positions_BT=jnp.zeros_like(ids_BT),
+            dtype=jnp.float32,
+            remat="block",
+        )
+        return jnp.mean(jnp.sin(hidden_BTD))
+
+    def run(mesh_config, devices):
+        mesh = sharding.make_mesh(mesh_config, devices)
+        with jax.set_mesh(mesh):
+            init = jax.jit(lambda key: init_transformer(config, key))
+            layout = sharding.on_mesh(sharding.activation("BT"), mesh)
+            ids_BT = jax.device_put(batch, layout)
+            value, grads = jax.jit(jax.value_and_grad(loss))(
+                init(jax.random.key(0)), ids_BT
+            )
+            return jax.device_get((value, jax.tree.leaves(grads)))
+
+    value, grads = run(MeshConfig(**({"data": 1} | sizes)), jax.devices()[:8])
+    want, want_grads = run(MeshConfig(data=1), jax.devices()[:1])
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    for grad, want_grad in zip(grads, want_grads, strict=True):
+        # Float32 sums over eight devices, in another order.
+        bound = 1e-5 * np.max(np.abs(want_grad))
+        np.testing.assert_allclose(grad, want_grad, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("meet", [arrive_forward, arrive_backward])
