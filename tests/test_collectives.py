@@ -48,6 +48,24 @@ def test_an_axis_is_cut_where_the_torus_turns():
     assert runs_of((4, 4), (16, 1)) == {"a": ((0, 4), (1, 4)), "b": ()}
 
 
+def test_far_lines_go_first_and_each_part_begins_along_another_axis():
+    """Of 8 x 8 chips, `a` takes every second one along both axes, `b` neighbours."""
+    mesh = mesh_of(4, 2)
+    runs = {"a": ((0, 2), (1, 2)), "b": ((1, 2),)}
+    with (
+        mock.patch.dict(collectives._RUNS, {tuple(mesh.shape.items()): runs}),
+        jax.set_mesh(mesh),
+    ):
+        gather = collectives.PhasedGather(AXES, 0, block=64, by_permutes=True)
+        assert gather.num_phases == 3
+        assert gather.torus is not None
+        orders = [order for order, _, _ in gather.torus.parts]
+        strides = [line.stride for line in gather.torus.lines]
+    assert orders == [[0, 1, 2], [1, 0, 2]]
+    # Lines 1 and 2 lie along the same axis of the torus, 1 over longer ways.
+    assert strides == [2, 1, 1]
+
+
 @pytest.mark.parametrize("size", [2, 3, 4, 6, 8, 12, 16, 32, 64, 10, 7])
 def test_factors_multiply_to_the_size(size):
     found = collectives.factors(size)
