@@ -3,7 +3,7 @@
 
 ring plan --config=configs/recipes/ling_lite_v5e_256.py --topology=v5e-256
 
-4.6 GiB of HBM a chip (exact, of 15.75); 0.7 hours for a billion tokens (estimate).
+6.2 GiB of HBM a chip (exact, of 15.75); 0.5 hours for a billion tokens (estimate).
 """
 
 import ml_collections
