@@ -123,11 +123,20 @@ def _backward(save, residuals, grad_RD):
         is_transposed=True,
     )
     assert grad_row_weights_R is not None
-    grad_down_EFD = grouped_outer(weighted_RF, grad_RD, plan, dtype=down_EFD.dtype)
-    grad_x_RD = grouped_matmul_transposed(grad_inputs_RF, gate_up_EDF, plan)
-    grad_gate_up_EDF = grouped_outer(
-        x_RD, grad_inputs_RF, plan, dtype=gate_up_EDF.dtype
+    # In this order rows are freed soonest.
+    grad_down_EFD, grad_inputs_RF = jax.lax.optimization_barrier(
+        (
+            grouped_outer(weighted_RF, grad_RD, plan, dtype=down_EFD.dtype),
+            grad_inputs_RF,
+        )
     )
+    grad_gate_up_EDF, grad_inputs_RF = jax.lax.optimization_barrier(
+        (
+            grouped_outer(x_RD, grad_inputs_RF, plan, dtype=gate_up_EDF.dtype),
+            grad_inputs_RF,
+        )
+    )
+    grad_x_RD = grouped_matmul_transposed(grad_inputs_RF, gate_up_EDF, plan)
     return (
         grad_x_RD,
         grad_gate_up_EDF,

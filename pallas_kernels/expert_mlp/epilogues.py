@@ -56,7 +56,8 @@ SWIGLU_BACKWARD = Epilogue(
     output_slices=(2, 1),
     is_weighted=True,
     sums_columns=True,
+    num_in_place=1,
     zeroes_free_rows=False,
 )
-"""grad @ down^T; gate and up -> their gradients; the weighted hidden rows; and,
-summed, the gradient of the row weights."""
+"""grad @ down^T; gate and up -> their gradients, in their place; the weighted hidden
+rows; and, summed, the gradient of the row weights."""

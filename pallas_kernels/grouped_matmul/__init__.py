@@ -35,6 +35,7 @@ from pallas_kernels.grouped_matmul.quantization import (
     ROUNDINGS,
     Quantization,
 )
+from pallas_kernels.grouped_matmul.tpu import Tails
 from pallas_kernels.varying import vary_alike
 
 Implementation = Literal["tpu", "xla", "reference"]
@@ -53,6 +54,7 @@ __all__ = [
     "Implementation",
     "Quantization",
     "RowPlan",
+    "Tails",
     "default_implementation",
     "fused_matmul",
     "grouped_matmul",
@@ -92,6 +94,7 @@ def plan_rows(
     num_groups: int | None = None,
     group_offset: jax.typing.ArrayLike = 0,
     quantization: Quantization | None = None,
+    tails: Tails = "own",
 ) -> RowPlan:
     """Works out once what all products over the same rows need to know.
 
@@ -104,6 +107,9 @@ def plan_rows(
         belong to nobody.
       quantization: of the products over these rows. The plan has it since tiles of
         8-bit rows are cut elsewhere, and all products of a layer share both.
+      tails: what a TPU computes for the last rows of a group: those rows, or as many
+        as the kernel computes anyway ("whole"). The latter's code is a fraction, for
+        programs that hardly ever run.
 
     Raises:
       ValueError: sizes that are negative or more than the rows, groups that are not
@@ -126,7 +132,9 @@ def plan_rows(
     )
     module = IMPLEMENTATIONS[implementation]
     itemsize = 2 if quantization is None else 1
-    tiles = module.plan_rows(begin_E, end_E, num_rows=num_rows, itemsize=itemsize)
+    tiles = module.plan_rows(
+        begin_E, end_E, num_rows=num_rows, itemsize=itemsize, tails=tails
+    )
     owned = jnp.stack([begin_E[0], end_E[-1]])
     return RowPlan(tiles, owned, quantization, implementation, num_rows, num_groups)
 

@@ -31,6 +31,9 @@ class Epilogue:
     is_weighted: bool = False
     sums_columns: bool = False
     """Whether the terms are summed over the F columns, to f32[R]."""
+    num_in_place: int = 0
+    """So many outputs, the first ones, take the memory of as many operands: each is as
+    wide. A kernel has read a tile of an operand before it writes there."""
     zeroes_free_rows: bool = True
     """Whether rows of nobody must be 0. What only grouped products read need not be:
     they look at no such row, and a kernel leaves it unwritten."""

@@ -18,11 +18,8 @@ class Edges:
     end_E: jax.Array
 
 
-def plan_rows(
-    begin_E: jax.Array, end_E: jax.Array, *, num_rows: int, itemsize: int = 2
-) -> Edges:
+def plan_rows(begin_E: jax.Array, end_E: jax.Array, **_: object) -> Edges:
     """Returns the groups' edges: the definitions need no more."""
-    del num_rows, itemsize
     return Edges(begin_E, end_E)
 
 

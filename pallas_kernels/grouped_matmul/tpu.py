@@ -3,7 +3,7 @@
 
 A tile is at most `tile_rows` rows of one group. It starts at the group's own first row,
 rounded down to `ROW_ALIGN`, so that no tile is visited for two groups and a tail costs
-its own rows, rounded up to `BUCKET_ROWS`:
+its own rows, rounded up to `BUCKET_ROWS` (`tails` may say otherwise):
 
         rows    0         n0                n0+n1         R
                 |--group 0-|-----group 1------|--nobody---|
@@ -29,7 +29,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,9 @@ from pallas_kernels.grouped_matmul.tiling import (
     ProductShape,
     ProductTiles,
 )
+
+type Tails = Literal["own", "whole"]
+"""Whether the last tile of a group costs its own rows, or those of whole parts."""
 
 BUCKET_ROWS = 32
 # A bfloat16 tile of the newest chips; a multiple of the older ones' 8 rows. Rows of
@@ -119,6 +122,7 @@ class TilePlan:
     """[2], rows between which the tiles write, multiples of `row_align`."""
     row_align: int = dataclasses.field(metadata={"static": True})
     """Rows of a block: tiles and copies of rows start and end with one."""
+    tails: Tails = dataclasses.field(metadata={"static": True})
 
 
 def row_align(itemsize: int) -> int:
@@ -127,7 +131,12 @@ def row_align(itemsize: int) -> int:
 
 
 def plan_rows(
-    begin_E: jax.Array, end_E: jax.Array, *, num_rows: int, itemsize: int = 2
+    begin_E: jax.Array,
+    end_E: jax.Array,
+    *,
+    num_rows: int,
+    itemsize: int = 2,
+    tails: Tails = "own",
 ) -> TilePlan:
     """Cuts each group's rows into tiles, as the module describes.
 
@@ -136,6 +145,7 @@ def plan_rows(
       end_E: i32[E], the row after its last.
       num_rows: R.
       itemsize: bytes of an element of the rows, or more.
+      tails: how many rows a group's last tile computes.
     """
     num_cores, rows = _target().num_cores, tiling.tile_rows(_target())
     align = row_align(itemsize)
@@ -183,6 +193,7 @@ def plan_rows(
     return TilePlan(
         **{name: field.reshape(-1).astype(jnp.int32) for name, field in fields.items()},
         row_align=align,
+        tails=tails,
     )
 
 
@@ -220,6 +231,7 @@ def multiply(
         dtype=dtype,
         operand_dtype=(x_RD.values if isinstance(x_RD, Quantized) else x_RD).dtype,
         row_align=plan.row_align,
+        tails=plan.tails,
         tpu=_target(),
     )
     assert plan.row_align % row_align(product.operand_dtype.itemsize) == 0
@@ -235,7 +247,7 @@ def multiply(
     lanes = None
     if row_weights_R is not None:
         lanes = _to_lanes(row_weights_R, product.row_align)
-    call = product.pallas_call(x_RD)
+    call = product.pallas_call(x_RD, len(jax.tree.leaves(plan)))
     outputs, sums = call(plan, x_RD, w_EDF, tuple(operands), lanes, *scales)
     if sums is not None:
         sums = jnp.sum(sums, axis=0).reshape(-1)[:R]
@@ -257,6 +269,7 @@ class _Product:
     operand_dtype: jnp.dtype
     """Of the rows and matrices that are multiplied: 8 bits, if they are quantised."""
     row_align: int
+    tails: Tails
     tpu: hardware.Tpu
 
     @functools.cached_property
@@ -297,8 +310,11 @@ class _Product:
     def is_quantized(self) -> bool:
         return self.operand_dtype.itemsize == 1
 
-    def pallas_call(self, x_RD: jax.Array) -> Callable:
-        """Returns the kernel for rows like x; it takes `_multiply_kernel`'s inputs."""
+    def pallas_call(self, x_RD: jax.Array, num_scalars: int) -> Callable:
+        """Returns the kernel for rows like x and a plan of so many arrays.
+
+        It takes `_multiply_kernel`'s inputs.
+        """
         R, epilogue = x_RD.shape[0], self.epilogue
         outputs = [count * self.width for count in epilogue.output_slices]
         streamed = sum(epilogue.operand_slices) * self.width + sum(outputs)
@@ -346,6 +362,10 @@ class _Product:
                 + R * streamed * self.dtype.itemsize,
                 transcendentals=0,
             ),
+            # The operands follow the plan, x and the matrices.
+            input_output_aliases={
+                num_scalars + 2 + i: i for i in range(epilogue.num_in_place)
+            },
             name=self.name,
         )
 
@@ -535,7 +555,20 @@ class _Multiply:
             copy.wait()
         self.finish_writes(j - self.outputs[0].buffers)
         self.start_reads_if_any(j + self.x.buffers - 1)
+        self.multiply_rows(j)
+        self.save_last_blocks(j)
+
+        @pl.when(self.num_written(j) > 0)
+        def _():
+            for copy in self.writes(j):
+                copy.start()
+
+    def multiply_rows(self, j: jax.Array) -> None:
+        """Computes tile j by code for a full tile, and for each size of a tail."""
         end, full = self.field("end_J", j), self.product.tile_rows
+        if self.product.tails == "whole":
+            self.multiply_parts(j, end, [tiling.PART_ROWS])
+            return
         is_full = end > full - BUCKET_ROWS
 
         @pl.when(is_full)
@@ -544,21 +577,15 @@ class _Multiply:
 
         @pl.when(~is_full)
         def _():
-            self.multiply_parts(j, end)
+            # Of a tile that is one part, what remains is less than a part.
+            largest = min(tiling.PART_ROWS, full - BUCKET_ROWS)
+            self.multiply_parts(j, end, range(largest, 0, -BUCKET_ROWS))
 
-        self.save_last_blocks(j)
-
-        @pl.when(self.num_written(j) > 0)
-        def _():
-            for copy in self.writes(j):
-                copy.start()
-
-    def multiply_parts(self, j: jax.Array, end: jax.Array) -> None:
-        """Computes a tile that is not full, each part with as few rows as hold it."""
-        # Of a tile that is one part, what remains is less than a part.
+    def multiply_parts(
+        self, j: jax.Array, end: jax.Array, sizes: Sequence[int]
+    ) -> None:
+        """Computes a tile's parts, each with as few rows of these as hold it."""
         num_parts = self.product.tile_rows // tiling.PART_ROWS
-        largest = tiling.PART_ROWS if num_parts > 1 else tiling.PART_ROWS - BUCKET_ROWS
-        sizes = range(largest, 0, -BUCKET_ROWS)
 
         def run_part(part, _):
             first = part * tiling.PART_ROWS
@@ -567,7 +594,9 @@ class _Multiply:
             branches = [
                 functools.partial(self.multiply, j, first, size) for size in sizes
             ]
-            jax.lax.switch((largest - rows) >> (BUCKET_ROWS.bit_length() - 1), branches)
+            number = (sizes[0] - rows) >> (BUCKET_ROWS.bit_length() - 1)
+            # One branch is run whatever its number.
+            jax.lax.switch(number, branches)
 
         if num_parts == 1:
             run_part(0, None)
@@ -879,9 +908,10 @@ def _outer(
     tiles = tiling.choose_tiles(shape, tpu)
     tile_D, tile_F = tiles.columns_in, tiles.columns
     rows = tiling.tile_rows(tpu)
+    step = rows if plan.tails == "whole" else rows // 2
     buffers = tiles.row_tiles
     return pl.pallas_call(
-        lambda *refs: _Outer(*refs, step=rows // 2).run(),
+        lambda *refs: _Outer(*refs, step=step).run(),
         out_shape=_like((E, D, F), out_dtype, x_RD),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,

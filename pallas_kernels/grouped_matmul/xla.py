@@ -96,7 +96,7 @@ def tile_rows(num_rows: int) -> tuple[int, ...]:
 
 
 def plan_rows(
-    begin_E: jax.Array, end_E: jax.Array, *, num_rows: int, itemsize: int = 2
+    begin_E: jax.Array, end_E: jax.Array, *, num_rows: int, **_: object
 ) -> TilePlan:
     """Cuts each group's rows into tiles, as the module describes.
 
@@ -104,9 +104,7 @@ def plan_rows(
       begin_E: i32[E], first row of each group.
       end_E: i32[E], the row after its last.
       num_rows: R.
-      itemsize: bytes of an element of the rows; they are cut alike.
     """
-    del itemsize
     E, sizes = begin_E.shape[0], tile_rows(num_rows)
     largest = max(sizes[-1], 1)
     num_tiles_E = -(-(end_E - begin_E) // largest)

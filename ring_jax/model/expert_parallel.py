@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import hardware
 from pallas_kernels.choice import log_once
+from pallas_kernels.grouped_matmul import Tails
 from pallas_kernels.varying import vary_alike
 from ring_jax import collectives
 from ring_jax.config import ModelConfig
@@ -47,7 +48,9 @@ HBM_OVER_LINKS = 12
 """HBM bandwidth over that of a ring both ways: 15 on v5p, 9 on v6e, 9 on v5e."""
 
 type RunRows = Callable[..., jax.Array]
-"""(x_RD, gate_up, down, row_weights_R, group_sizes_E) -> y_RD: the experts' SwiGLU."""
+"""(x_RD, gate_up, down, row_weights_R, group_sizes_E) -> y_RD: the experts' SwiGLU.
+
+Takes `tails` of `grouped_matmul.plan_rows` by name."""
 
 type BringBack = Callable[[jax.Array], jax.Array]
 """What the experts are done with -> f32[M, D], the sums of this device's tokens."""
@@ -124,11 +127,12 @@ def run_ring(
     size = _rows_of_pass(num_pairs, routes.order_R.size)
 
     def run_pass(
-        arrays: tuple, routes: Routes, first: jax.Array, size: int
+        arrays: tuple, routes: Routes, first: jax.Array, size: int, tails: Tails
     ) -> jax.Array:
         x_MD, weights_MA, experts = arrays
         window = routes.window(first, size)
-        return _run_routes(run_rows, x_MD, weights_MA, experts, window)
+        run = functools.partial(run_rows, tails=tails)
+        return _run_routes(run, x_MD, weights_MA, experts, window)
 
     arrays = (x_all_MD, weights_all_MA, experts)
     num_rows = jnp.sum(routes.group_sizes_E)
@@ -160,7 +164,7 @@ def run_ragged(
     size = _rows_of_pass(x_RD.shape[0], x_RD.shape[0] * num_devices)
 
     def run_pass(
-        arrays: tuple, counts_JE: jax.Array, first: jax.Array, size: int
+        arrays: tuple, counts_JE: jax.Array, first: jax.Array, size: int, tails: Tails
     ) -> jax.Array:
         x_RD, weights_R, experts = arrays
         exchange = Exchange(counts_JE, first, num_sent=x_RD.shape[0], num_received=size)
@@ -168,7 +172,10 @@ def run_ragged(
             x_CD = exchange_rows(x_RD, exchange)
             weights_C = exchange_values(weights_R, exchange)
         sizes_E = exchange.group_sizes()
-        y_CD = run_rows(x_CD, experts.gate_up_EDF, experts.down_EFD, weights_C, sizes_E)
+        y_CD = run_rows(
+            *(x_CD, experts.gate_up_EDF, experts.down_EFD, weights_C, sizes_E),
+            tails=tails,
+        )
         with jax.named_scope("transport"):
             return return_rows(y_CD, exchange)
 
@@ -219,8 +226,8 @@ def _whole_tiles(num_rows: int) -> int:
 class _Passes:
     """How many rows are computed at once."""
 
-    run: Callable[[Any, Any, jax.Array, int], jax.Array]
-    """(arrays, plan, first row, number of rows) -> their part of the sums."""
+    run: Callable[[Any, Any, jax.Array, int, Tails], jax.Array]
+    """(arrays, plan, first row, number of rows, tails) -> their part of the sums."""
     size: int
     """Rows of the first pass, nearly always the only one."""
 
@@ -236,13 +243,14 @@ class _Passes:
     def first(self, plan: Any) -> Callable[[Any], jax.Array]:
         """Returns the first pass, of the arrays alone."""
         return lambda arrays: self.run(
-            arrays, plan, jnp.zeros((), jnp.int32), self.size
+            arrays, plan, jnp.zeros((), jnp.int32), self.size, "own"
         )
 
     def further(self, plan: Any, index: jax.Array) -> Callable[[Any], jax.Array]:
         """Returns a further pass, of the arrays alone."""
         first = self.size + index * self.further_size
-        return lambda arrays: self.run(arrays, plan, first, self.further_size)
+        size = self.further_size
+        return lambda arrays: self.run(arrays, plan, first, size, "whole")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -17,6 +17,7 @@ from pallas_kernels.expert_mlp import expert_mlp
 from pallas_kernels.grouped_matmul import (
     Quantization,
     RowPlan,
+    Tails,
     default_implementation,
     plan_rows,
     unsupported_quantization,
@@ -158,6 +159,7 @@ def _run_rows(
     row_weights_R: jax.Array,
     group_sizes_E: jax.Array,
     *,
+    tails: Tails = "own",
     config: MoeConfig,
 ) -> jax.Array:
     E, D = gate_up_EDF.shape[:2]
@@ -170,12 +172,17 @@ def _run_rows(
             gate_up_ED2F,
             down_EFD,
             row_weights_R,
-            _plan_rows(x_RD, gate_up_ED2F, group_sizes_E, config=config),
+            _plan_rows(x_RD, gate_up_ED2F, group_sizes_E, tails=tails, config=config),
         )
 
 
 def _plan_rows(
-    x_RD: jax.Array, w_ED2F: jax.Array, group_sizes_E: jax.Array, *, config: MoeConfig
+    x_RD: jax.Array,
+    w_ED2F: jax.Array,
+    group_sizes_E: jax.Array,
+    *,
+    tails: Tails,
+    config: MoeConfig,
 ) -> RowPlan:
     """Returns how the products over the sorted rows are computed, as configured."""
     implementation, quantization = config.implementation, None
@@ -191,4 +198,5 @@ def _plan_rows(
         num_rows=x_RD.shape[0],
         implementation=implementation,
         quantization=quantization,
+        tails=tails,
     )

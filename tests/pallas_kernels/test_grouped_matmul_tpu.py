@@ -45,9 +45,15 @@ def chip(request, monkeypatch):
     pltpu.reset_tpu_interpret_mode_state()
 
 
-@pytest.mark.parametrize("group_sizes", GROUP_SIZES.values(), ids=GROUP_SIZES)
-def test_several_tiles_a_group_match_the_reference(chip, group_sizes):
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize(
+    ("case", "tails"),
+    [
+        *((case, "own") for case in GROUP_SIZES),
+        *((case, "whole") for case in ("tile_edges", "unrouted_tail")),
+    ],
+)
+def test_several_tiles_a_group_match_the_reference(chip, case, tails):
+    rng, group_sizes = np.random.default_rng(0), GROUP_SIZES[case]
     sizes_E = jnp.array(group_sizes, jnp.int32)
     x_RD, y_RF = (
         jnp.asarray(rng.standard_normal((R, width)), jnp.float32) for width in (D, F)
@@ -61,7 +67,8 @@ def test_several_tiles_a_group_match_the_reference(chip, group_sizes):
         (grouped_outer, x_RD, jnp.where(is_owned_R1, y_RF, jnp.nan)),
     ):
         a = jnp.where(is_owned_R1, a, jnp.nan)
-        found = product(a, b, sizes_E, implementation="tpu")
+        plan = plan_rows(sizes_E, num_rows=R, implementation="tpu", tails=tails)
+        found = product(a, b, plan)
         expected = product(a, b, sizes_E, implementation="reference")
         # Sums of up to 320 products of standard normals in another order.
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
