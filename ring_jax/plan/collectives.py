@@ -6,6 +6,8 @@ the bandwidth of the links (`links.py`).
 """
 
 import dataclasses
+import re
+from typing import Literal
 
 from ring_jax.plan.device_groups import (
     mesh_axes,
@@ -30,6 +32,8 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
+
+_CHAIN = re.compile(r'chain_id="\w+"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,4 +117,25 @@ def inner_collective(
         for inner in called.instructions:
             if collective := read_collective(inner, called, mesh):
                 return dataclasses.replace(collective, name=instruction.name)
+    return None
+
+
+def part_of_chain(
+    instruction: Instruction, module: Module
+) -> tuple[str, Literal["start", "step", "done"]] | None:
+    """Returns which chain of fusions one belongs to, and as what; None: it is of none.
+
+    On v5e the compiler cuts a collective into fusions that all name it: one starts it,
+    others drive it beside a computation of their own, the last one awaits it.
+    """
+    for called in module.called(instruction):
+        for inner in called.instructions:
+            if chain := _CHAIN.search(inner.attributes):
+                root = next(i for i in called.instructions if i.is_root)
+                match root.custom_call_target:
+                    case "AsyncCollectiveStart":
+                        return chain.group(), "start"
+                    case "AsyncCollectiveDone":
+                        return chain.group(), "done"
+                return chain.group(), "step"
     return None

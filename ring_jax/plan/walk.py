@@ -20,6 +20,7 @@ from ring_jax.plan.categories import Category, categorize
 from ring_jax.plan.collectives import (
     Collective,
     inner_collective,
+    part_of_chain,
     read_collective,
 )
 from ring_jax.plan.hlo import Computation, Instruction, Module
@@ -130,7 +131,9 @@ class Walk:
                 case opcode if opcode.endswith("-update"):
                     self._update(instruction, computation)
                 case opcode if opcode.endswith("-done"):
-                    self._await(instruction, times)
+                    self._await(instruction.operands[0], times)
+                case "fusion":
+                    self._fusion(instruction, computation, times)
                 case _:
                     self._compute(instruction, computation, times)
 
@@ -160,12 +163,32 @@ class Walk:
         called = self._module.called(branches)
         self._run(max(called, key=lambda c: len(c.instructions)), times)
 
+    def _fusion(
+        self, fusion: Instruction, computation: Computation, times: float
+    ) -> None:
+        match part_of_chain(fusion, self._module):
+            case chain, "start":
+                collective = inner_collective(fusion, self._module, self._mesh)
+                assert collective is not None, fusion.name
+                self._begin(chain, collective, times)
+            case chain, "done":
+                self._await(chain, times)
+            case _, "step":
+                self._run_operation(fusion, computation, times)
+            case None:
+                self._compute(fusion, computation, times)
+
     def _compute(
         self, instruction: Instruction, computation: Computation, times: float
     ) -> None:
         if collective := self._collective(instruction, computation):
             self._run_collective(instruction, collective, times)
-            return
+        else:
+            self._run_operation(instruction, computation, times)
+
+    def _run_operation(
+        self, instruction: Instruction, computation: Computation, times: float
+    ) -> None:
         cost = self._costs.cost(instruction, computation, times=times)
         if cost is FREE:
             return
@@ -198,27 +221,29 @@ class Walk:
     def _start(
         self, instruction: Instruction, computation: Computation, times: float
     ) -> None:
-        links: frozenset[str] = frozenset()
         if collective := self._collective(instruction, computation):
-            self._collectives[instruction.name] = (collective, times, True)
-            label = f"{EXPOSED} over {collective.label}"
-            end, links = self._enqueue(collective), frozenset(collective.links)
+            self._begin(instruction.name, collective, times)
         elif instruction.opcode in ("copy-start", "slice-start"):
-            label = COPIES
             end = self._enqueue_bytes("hbm", instruction.shapes[-2].num_bytes)
+            self._pending[instruction.name] = _Pending(end, COPIES)
         else:
             # Its operands come with an update, or its result tells the bytes.
-            label = COPIES
             end = self._enqueue_bytes("sparsecore", _moved(instruction, computation))
-        self._pending[instruction.name] = _Pending(end, label, links)
+            self._pending[instruction.name] = _Pending(end, COPIES)
+
+    def _begin(self, name: str, collective: Collective, times: float) -> None:
+        """Starts a collective beside the core, to be awaited by that name."""
+        self._collectives[name] = (collective, times, True)
+        label = f"{EXPOSED} over {collective.label}"
+        links = frozenset(collective.links)
+        self._pending[name] = _Pending(self._enqueue(collective), label, links)
 
     def _update(self, instruction: Instruction, computation: Computation) -> None:
         """Gives work to what was started: it begins here."""
         del computation
         self._pending[instruction.name] = self._pending[instruction.operands[0]]
 
-    def _await(self, instruction: Instruction, times: float) -> None:
-        started = instruction.operands[0]
+    def _await(self, started: str, times: float) -> None:
         pending = self._pending.pop(started, None)
         if pending is None or pending.end <= self.now:
             return

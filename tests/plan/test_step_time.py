@@ -82,6 +82,46 @@ def test_an_asynchronous_collective_costs_what_the_core_waits():
     )
 
 
+CHAINED = f"%g = {GATHER}, " + 'frontend_attributes={chain_id="7"}'
+WHOLE = "bf16[4096,4096]{1,0}"
+
+
+def part_of_chain(name: str, root: str, *parameters: str) -> str:
+    lines = (*parameters, CHAINED, f"ROOT {root}")
+    body = "".join(f"  {line}\n" for line in lines)
+    return f"%{name} () -> bf16[4096,4096] {{\n{body}}}\n\n"
+
+
+def chain(name: str, target: str) -> str:
+    root = f'%r = {WHOLE} custom-call(%g), custom_call_target="{target}"'
+    return part_of_chain(name, root, "%w = bf16[2048,4096]{1,0} parameter(0)")
+
+
+CHAIN = (
+    chain("begin", "AsyncCollectiveStart")
+    + part_of_chain(
+        "drive",
+        f"%p = {PRODUCT}",
+        f"%a = {WHOLE} parameter(0)",
+        f"%b = {WHOLE} parameter(1)",
+        "%w = bf16[2048,4096]{1,0} parameter(2)",
+    )
+    + chain("finish", "AsyncCollectiveDone")
+)
+
+
+def test_a_collective_in_a_chain_of_fusions_runs_once_and_beside_their_work():
+    time = estimate(
+        f"%start = {WHOLE} fusion(%w), kind=kCustom, calls=%begin",
+        f"%step = {WHOLE} fusion(%a, %b, %w), kind=kOutput, calls=%drive",
+        f"%done = {WHOLE} fusion(%w), kind=kCustom, calls=%finish",
+        others=CHAIN,
+    )
+    assert time.seconds == pytest.approx(PRODUCT_SECONDS)
+    (use,) = time.collectives
+    assert (use.times, use.is_async, use.exposed_seconds) == (1, True, 0)
+
+
 def test_collectives_over_one_axis_share_its_links():
     time = estimate(start("g"), start("h"), f"%p = {PRODUCT}", done("g"), done("h"))
     # Each alone would be hidden.
