@@ -185,18 +185,20 @@ class SourceConfig:
 class PackingConfig:
     """How rows are put together into packed rows."""
 
-    algorithm: Literal["best_fit", "first_fit"] = "best_fit"
-    """`best_fit` places the longest rows of a window first, each where it leaves the
-    least room; `first_fit` places rows as they come, each where it fits first."""
-    window_steps: int = 8
-    """Optimizer steps whose rows are packed together: more fill better, and a change of
-    the mixture begins at a multiple of it."""
+    algorithm: Literal["best_fit", "first_fit"] = "first_fit"
+    """`first_fit` places rows as they come, each where it fits first; `best_fit` places
+    the longest of a window first, each where it leaves the least room: a little fuller,
+    and steps are less alike."""
+    window_rows: int = 256
+    """Packed rows that are filled together, moved up to whole batches: more are fuller;
+    a change of the mixture begins with the next such window."""
     fill: float | None = None
     """Share of a packed row that tokens take; None measures what the lengths allow."""
 
     def __post_init__(self):
-        if self.window_steps < 1:
-            raise ConfigError(f"window_steps={self.window_steps} must be at least 1.")
+        if self.window_rows < 8:
+            # A row that finds no room waits for a window that has some to spare.
+            raise ConfigError(f"window_rows={self.window_rows} must be at least 8.")
         if self.fill is not None and not 0 < self.fill <= 1:
             raise ConfigError(f"fill={self.fill} must be above 0 and at most 1.")
 
@@ -323,8 +325,7 @@ class MixtureChangeConfig:
     """A change of a stage's mixture on its way."""
 
     step: int = 0
-    """Step of the stage at which it begins, moved up to a multiple of
-    `data.packing.window_steps`."""
+    """Step of the stage at which it begins, moved up to the next packing window."""
     mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Source name -> share of trained tokens from now on."""
     schedule: Literal["step", "linear", "cosine"] = "step"

@@ -35,9 +35,10 @@ from ring_jax.data.walk import Lane, Place
 
 NUM_KNOTS = 33
 """Points of a gradual change; shares move along straight lines between them."""
-NUM_FILL_SAMPLES = 8
+NUM_FILL_SAMPLES = 24
 FILL_MARGIN = 0.002
 """Left free beyond what sampled windows could not fill."""
+MIN_FILL = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,9 +154,7 @@ class Ledger:
         self.indexes = dict(indexes)
         self.geometry = geometry
         self.table = tuple(table)
-        self._courses = [
-            _Course(entry, self.indexes, geometry) for entry in self.table
-        ]
+        self._courses = [_Course(entry, self.indexes, geometry) for entry in self.table]
 
     def extended(self, change: Change) -> "Ledger":
         """Returns the ledger with a change at its end.
@@ -277,9 +276,7 @@ def _lane_starts(
             ledger.indexes[source], change.curriculum, ledger.geometry
         )
         for bands in bands_of_source:
-            began, place = standing.get(
-                (source, *bands), (len(ledger.table), Place())
-            )
+            began, place = standing.get((source, *bands), (len(ledger.table), Place()))
             starts.append(
                 LaneStart(
                     source=source,
@@ -369,9 +366,7 @@ class _Course:
         """Tells where each walk stands at a time."""
         return [
             # A walk that goes on with new neighbours never steps back.
-            max(start, lane.place(start.trained + int(due)))
-            if due > 0
-            else start
+            max(start, lane.place(start.trained + int(due))) if due > 0 else start
             for lane, start, due in zip(
                 self._lanes, self._starts, self.due(time), strict=True
             )
@@ -534,19 +529,29 @@ def _integrals(times: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def _measured_fill(course: _Course, geometry: Geometry) -> float:
-    """Packs windows here and there, and returns what the worst of them could hold."""
+    """Finds how full windows may be planned: sampled ones hold all their rows.
+
+    Half a bin is left free beyond that, so that the row that one window in many cannot
+    hold finds room in the next.
+    """
     capacity = geometry.num_bins * geometry.seq_len
-    span = max(course.entry.over_tokens, course.entry.paced_tokens, 16 * capacity)
-    shares = []
+    span = max(course.entry.over_tokens, course.entry.paced_tokens, 64 * capacity)
+    last_window = course.packed(span) / capacity
+    fill = 1.0
     for sample in range(NUM_FILL_SAMPLES):
-        start = round(span * sample / (NUM_FILL_SAMPLES - 1))
-        end = course.time_after(course.packed(start) + capacity)
-        lengths_C = course.between(start, end).lengths_C
-        bins_C = packing.assign(
-            lengths_C,
-            num_bins=geometry.num_bins,
-            seq_len=geometry.seq_len,
-            algorithm=geometry.algorithm,
-        )
-        shares.append(int(lengths_C[bins_C >= 0].sum()) / capacity)
-    return round(max(0.01, min(shares) - FILL_MARGIN), 4)
+        while fill > MIN_FILL:
+            window = int(last_window * sample / NUM_FILL_SAMPLES)
+            start, end = (
+                course.time_after(fill * capacity * number)
+                for number in (window, window + 1)
+            )
+            num_bins = packing.count_bins(
+                course.between(start, end).lengths_C,
+                seq_len=geometry.seq_len,
+                algorithm=geometry.algorithm,
+            )
+            if num_bins <= geometry.num_bins:
+                break
+            # Half of what is too much, so that the fill ends not far below what fits.
+            fill *= (1 + geometry.num_bins / num_bins) / 2
+    return round(max(MIN_FILL, fill - max(FILL_MARGIN, 0.5 / geometry.num_bins)), 4)

@@ -44,6 +44,14 @@ def assign(
     return place_best(lengths_C, free)
 
 
+def count_bins(lengths_C: np.ndarray, *, seq_len: int, algorithm: Algorithm) -> int:
+    """Counts the bins that rows take where there are as many as it needs."""
+    # Two neighbouring bins never fit into one, whatever the algorithm.
+    enough = min(len(lengths_C), 2 * -(-int(lengths_C.sum()) // seq_len) + 1)
+    bins_C = assign(lengths_C, num_bins=enough, seq_len=seq_len, algorithm=algorithm)
+    return int(bins_C.max(initial=-1)) + 1
+
+
 def place_best(lengths_C: np.ndarray, free: Sequence[int]) -> np.ndarray:
     """Places rows, the longest first, each into the fullest bin that has room for it.
 

@@ -4,6 +4,7 @@
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 import pathlib
 import sys
@@ -153,7 +154,7 @@ def stage_identity(
     """
     packing_settings = {
         "algorithm": config.data.packing.algorithm,
-        "window_steps": config.data.packing.window_steps,
+        "window_rows": config.data.packing.window_rows,
         "fill": config.data.packing.fill,
         "batch_size": config.train.global_batch_size,
         "seq_len": config.train.seq_len,
@@ -179,44 +180,78 @@ def stage_identity(
     )
 
 
-def open_ledger(config: RunConfig, prepared: PreparedData, *, stage: str) -> Ledger:
-    """Makes the ledger of a stage as the config says it, without changes of a run."""
+def open_ledger(
+    config: RunConfig, indexes: Mapping[str, LengthIndex], *, stage: str
+) -> Ledger:
+    """Makes the ledger of a stage as the config says it, without changes of a run.
+
+    Args:
+      config: of the run.
+      indexes: of all its sources, in the order of the config.
+      stage: name of the stage.
+    """
     settings = config.stages[stage]
     weights = class_weights_table(config, stage=settings)
+    batch_size = config.train.global_batch_size
     geometry = Geometry(
-        batch_size=config.train.global_batch_size,
+        batch_size=batch_size,
         seq_len=config.train.seq_len,
-        window_steps=config.data.packing.window_steps,
+        window_steps=-(-config.data.packing.window_rows // batch_size),
         algorithm=config.data.packing.algorithm,
         fill=config.data.packing.fill,
         trained_classes=tuple((weights[1:] > 0).tolist()),
         seed=f"{config.seed}/{stage}",
     )
-    opened = Ledger(prepared.indexes, geometry, [])
+    opened = Ledger(indexes, geometry, [])
     for change in _changes(settings):
         opened = opened.extended(change)
     return opened
 
 
 def mixture_table(config: RunConfig, prepared: PreparedData) -> list[dict[str, Any]]:
-    """Writes what `mixture.json` holds: of each stage its table, and what it plans."""
+    """Writes what `mixture.json` holds: of each stage its table, and of which data."""
     stages = []
     for name, stage in config.stages.items():
-        opened = open_ledger(config, prepared, stage=name)
-        entries = [
-            {**entry.to_json(), "shares": opened.shares(entry.start_window)}
-            for entry in opened.table
-        ]
+        opened = open_ledger(config, prepared.indexes, stage=name)
         stages.append(
             {
                 "stage": name,
                 "num_steps": stage.num_steps,
                 "window_steps": opened.geometry.window_steps,
                 "identity": stage_identity(config, prepared, stage=name),
-                "table": entries,
+                "table": [entry.to_json() for entry in opened.table],
             }
         )
     return stages
+
+
+def saved_ledger(
+    config: RunConfig, workdir: str | os.PathLike[str], *, stage: str
+) -> Ledger | None:
+    """Opens the ledger of a stage from what a run folder keeps, reading no row.
+
+    Returns:
+      The ledger with the changes that were made during the run; None where the folder
+      has no `mixture.json`, or it tells of other sources.
+    """
+    workdir = pathlib.Path(workdir)
+    path = workdir / "mixture.json"
+    if not path.is_file():
+        return None
+    stages = {saved["stage"]: saved for saved in json.loads(path.read_text("utf-8"))}
+    identity = stages.get(stage, {}).get("identity", {})
+    digests = {
+        name: identity.get(f"sources.{name}.lengths") for name in config.data.sources
+    }
+    folders = {
+        name: workdir / "lengths" / f"{name}-{digest}"
+        for name, digest in digests.items()
+    }
+    if not all(folder.is_dir() for folder in folders.values()):
+        return None
+    indexes = {name: length_index.load(folder) for name, folder in folders.items()}
+    table = [entry_from_json(entry) for entry in stages[stage]["table"]]
+    return _continued(open_ledger(config, indexes, stage=stage), table, position=0)
 
 
 def _changes(stage: StageConfig) -> list[Change]:
@@ -270,7 +305,7 @@ class TrainBatches(Iterator[Batch]):
             rows = range(config.train.global_batch_size)
         self._config, self._prepared, self._rows = config, prepared, tuple(rows)
         self._identity = stage_identity(config, prepared, stage=stage)
-        self._ledger = open_ledger(config, prepared, stage=stage)
+        self._ledger = open_ledger(config, prepared.indexes, stage=stage)
         weights = class_weights_table(config, stage=config.stages[stage])
         self._to_batch = _ToBatch(weights, config.model.pad_id)
         self._position = 0
@@ -330,8 +365,9 @@ class TrainBatches(Iterator[Batch]):
           The step of the stage at which it begins.
         """
         window_steps = self._ledger.geometry.window_steps
-        past = max(self._position, self._ledger.table[-1].start_window * window_steps)
-        start_step = max(change.start_step, past + 1)
+        last_window = self._ledger.table[-1].start_window
+        soonest = max(self._position, (last_window + 1) * window_steps)
+        start_step = max(change.start_step, soonest)
         change = dataclasses.replace(change, start_step=start_step, origin="run")
         self._ledger = self._ledger.extended(change)
         self._restart(self._position)

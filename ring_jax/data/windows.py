@@ -5,7 +5,7 @@ A window has a fixed number of bins, so step N always lies in window N // window
 Its own rows go in first, which depends on nothing else. A row that finds no room goes
 on to later windows, into what their own rows leave free, and there the youngest go
 first: so where it ends depends only on the windows that it passes, and a window on the
-`MAX_DELAY` before it. The bins of a window leave in a shuffled order.
+`MAX_DELAY` before it. Bins are dealt to the window's steps, in a shuffled order.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from ring_jax.data import packing
 from ring_jax.data.ledger import Ledger, WindowRows
 from ring_jax.data.walk import Place, shuffled
 
-MAX_DELAY = 8
+MAX_DELAY = 4
 """Windows that a row may be late; a row that finds no room for longer is an error."""
 NUM_CACHED = 2 * MAX_DELAY
 
@@ -84,9 +84,12 @@ class Windows:
         geometry = self.ledger.geometry
         window, offset = divmod(step, geometry.window_steps)
         packed, _ = self._whole(window)
-        order = shuffled(geometry.num_bins, key=(_seed(geometry.seed), window))
-        first = offset * geometry.batch_size
-        chosen = order[first : first + geometry.batch_size]
+        seed = _seed(geometry.seed)
+        # Neighbouring bins hold rows that are alike (as long as each other, or as new);
+        # dealt out like cards, they give each step its part of every kind.
+        first = shuffled(geometry.window_steps, key=(seed, window))[offset]
+        lines = shuffled(geometry.batch_size, key=(seed, window, offset))
+        chosen = first + geometry.window_steps * lines
         return [self._bin(packed, int(bin_)) for bin_ in chosen]
 
     def composition(self, step: int) -> dict[str, Share]:
