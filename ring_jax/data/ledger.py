@@ -184,7 +184,7 @@ class Ledger:
         return int(np.searchsorted(starts, window, side="right")) - 1
 
     def rows(self, window: int) -> WindowRows:
-        """Lists the rows that are dealt to a window, in the order in which they come."""
+        """Lists the rows that are dealt to a window, in the order of their coming."""
         course, local = self._course(window)
         start, end = course.boundary(local), course.boundary(local + 1)
         return course.between(start, end)
@@ -245,16 +245,23 @@ def _make_entry(ledger: Ledger, change: Change, *, start_window: int) -> Entry:
         paced_tokens=0,
         fill=ledger.geometry.fill or 1.0,
     )
-    course = _Course(entry, ledger.indexes, ledger.geometry)
-    entry = dataclasses.replace(
-        entry,
-        over_tokens=course.expected_tokens(change.over_steps),
-        paced_tokens=course.expected_tokens(change.curriculum.over_steps),
-    )
+    entry = _with_tokens(entry, ledger)
     if ledger.geometry.fill is not None:
         return entry
     course = _Course(entry, ledger.indexes, ledger.geometry)
-    return dataclasses.replace(entry, fill=_measured_fill(course, ledger.geometry))
+    fill = _measured_fill(course, ledger.geometry)
+    # Fewer tokens a step than were thought, so that gradual changes end in time.
+    return _with_tokens(dataclasses.replace(entry, fill=fill), ledger)
+
+
+def _with_tokens(entry: Entry, ledger: Ledger) -> Entry:
+    """Turns the steps of gradual changes into trained tokens, by the indexes' means."""
+    course = _Course(entry, ledger.indexes, ledger.geometry)
+    return dataclasses.replace(
+        entry,
+        over_tokens=course.expected_tokens(entry.change.over_steps),
+        paced_tokens=course.expected_tokens(entry.change.curriculum.over_steps),
+    )
 
 
 def _lane_starts(
@@ -407,8 +414,21 @@ class _Course:
         return {name: share for name, share in shares.items() if share > 0}
 
     def expected_tokens(self, num_steps: int) -> int:
-        """Computes the trained tokens of some steps from the means of the indexes."""
-        return round(num_steps * self._step_tokens / self._packed_per_trained(-1))
+        """Computes the trained tokens of some steps, halfway from shares to shares."""
+        after = _normalized(self.entry.change.mixture)
+        packed_per_trained = 0.0
+        for source in {lane.source: None for lane in self.entry.lanes}:
+            epochs = [
+                lane.epoch
+                for start, lane in zip(self.entry.lanes, self._lanes, strict=True)
+                if start.source == source
+            ]
+            share = (self.entry.before.get(source, 0.0) + after.get(source, 0.0)) / 2
+            if self.entry.change.schedule == "step":
+                share = after[source]
+            packed = sum(epoch.packed for epoch in epochs)
+            packed_per_trained += share * packed / sum(e.trained for e in epochs)
+        return round(num_steps * self._step_tokens / packed_per_trained)
 
     def time_after(self, packed: float) -> int:
         """Finds the last time by which no more than so many tokens have come."""
@@ -447,9 +467,6 @@ class _Course:
 
     def _ratios(self) -> np.ndarray:
         return np.asarray([ln.epoch.packed / ln.epoch.trained for ln in self._lanes])
-
-    def _packed_per_trained(self, knot: int) -> float:
-        return float((self._shares[knot] * self._ratios()).sum())
 
 
 def _open_lane(lane: LaneStart, index: LengthIndex, geometry: Geometry) -> Lane:

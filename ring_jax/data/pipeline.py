@@ -309,7 +309,7 @@ class TrainBatches(Iterator[Batch]):
         weights = class_weights_table(config, stage=config.stages[stage])
         self._to_batch = _ToBatch(weights, config.model.pad_id)
         self._position = 0
-        self._iterator: grain.DatasetIterator | None = None
+        self._iterator: Iterator[Batch] | None = None
 
     @property
     def ledger(self) -> Ledger:

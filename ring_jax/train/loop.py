@@ -401,8 +401,10 @@ def check_run(config: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> None:
 
 
 def _may_change(key: str, config: RunConfig) -> bool:
-    is_data = key == "seed" or key.startswith("data.") or ".mixture." in key
-    is_allowed = config.data.on_change == "allow" and is_data
+    is_of_data = key.startswith(("seed", "data.")) or any(
+        section in key for section in (".mixture.", ".curriculum.")
+    )
+    is_allowed = config.data.on_change == "allow" and is_of_data
     return is_allowed or ".mixture_changes." in key or key.startswith(RESUMABLE_CHANGES)
 
 
