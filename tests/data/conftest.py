@@ -11,7 +11,6 @@ from ring_jax.data import length_index
 from ring_jax.data.ledger import Change, Geometry, Ledger
 from ring_jax.data.length_index import LengthIndex
 
-
 TRAINED = (False, True, True, True, True)
 """All classes but prompts."""
 
