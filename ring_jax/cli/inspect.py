@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--step",
         type=int,
         default=0,
+        metavar="N",
         help="for --mixture: a step of the run, counted from 0 over all stages",
     )
 
