@@ -71,6 +71,8 @@ class LengthIndex:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the index as a folder, in one move; an equal one may be there."""
         folder = pathlib.Path(folder)
+        if (folder / "index.json").is_file():
+            return
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part"))
         for name in _ARRAYS:
@@ -78,12 +80,7 @@ class LengthIndex:
         # Last, so that a folder with this file is whole.
         head = {"version": VERSION, "digest": self.digest}
         (part / "index.json").write_text(json.dumps(head) + "\n", encoding="utf-8")
-        if not (folder / "index.json").is_file():
-            part.rename(folder)
-            return
-        for file in part.iterdir():
-            file.unlink()
-        part.rmdir()
+        part.rename(folder)
 
     def counts_of(self, places: np.ndarray) -> np.ndarray:
         """Looks up the predicted tokens of places by class: i64[C, U]."""

@@ -231,8 +231,8 @@ def saved_ledger(
     """Opens the ledger of a stage from what a run folder keeps, reading no row.
 
     Returns:
-      The ledger with the changes that were made during the run; None where the folder
-      has no `mixture.json`, or it tells of other sources.
+      The ledger with the changes that `mixture.json` and the config tell; None where
+      the folder has no such file, or it tells of other sources.
     """
     workdir = pathlib.Path(workdir)
     path = workdir / "mixture.json"
@@ -309,7 +309,7 @@ class TrainBatches(Iterator[Batch]):
         weights = class_weights_table(config, stage=config.stages[stage])
         self._to_batch = _ToBatch(weights, config.model.pad_id)
         self._position = 0
-        self._iterator: Iterator[Batch] | None = None
+        self._iterator: grain.DatasetIterator[Batch] | None = None
 
     @property
     def ledger(self) -> Ledger:
