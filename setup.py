@@ -35,6 +35,7 @@ EXTRAS = {
     "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2"],
     "tensorboard": ["tensorboardx>=2.6.5"],
     "test": [
+        "hypothesis>=6.150",
         "jsonschema>=4.26",
         "pyright>=1.1.414",
         "pytest>=9.0",

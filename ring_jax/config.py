@@ -9,6 +9,7 @@ code.
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import types
@@ -181,6 +182,28 @@ class SourceConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PackingConfig:
+    """How rows are put together into packed rows."""
+
+    algorithm: Literal["best_fit", "first_fit"] = "first_fit"
+    """`first_fit` places rows as they come, each where it fits first; `best_fit` places
+    the longest of a window first, each where it leaves the least room: a little fuller,
+    and steps are less alike."""
+    window_rows: int = 256
+    """Packed rows that are filled together, moved up to whole batches: more are fuller;
+    a change of the mixture begins with the next such window."""
+    fill: float | None = None
+    """Share of a packed row that tokens take; None measures what the lengths allow."""
+
+    def __post_init__(self):
+        if self.window_rows < 8:
+            # A row that finds no room waits for a window that has some to spare.
+            raise ConfigError(f"window_rows={self.window_rows} must be at least 8.")
+        if self.fill is not None and not 0 < self.fill <= 1:
+            raise ConfigError(f"fill={self.fill} must be above 0 and at most 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """What is read, and how rows become tokens."""
 
@@ -198,8 +221,15 @@ class DataConfig:
         }
     )
     """Loss weight of each token class."""
+    packing: PackingConfig = dataclasses.field(default_factory=PackingConfig)
     cache_dir: str | None = None
     """Where trained tokenizers are kept; None: the run folder."""
+    num_workers: int = 0
+    """Processes that make batches beside the training process; 0 uses a thread of it.
+    Batches are the same with any number."""
+    on_change: Literal["refuse", "allow"] = "refuse"
+    """What a continued run does when it finds other data than it began with; after
+    `allow`, rows can come twice or not at all."""
 
     def __post_init__(self):
         classes = TOKEN_CLASSES[1:]
@@ -209,6 +239,8 @@ class DataConfig:
             k: w for k, w in self.class_weights.items() if not 0 <= w < math.inf
         }:
             raise ConfigError(f"class_weights {bad} must be finite and at least 0.")
+        if self.num_workers < 0:
+            raise ConfigError(f"num_workers={self.num_workers} must be at least 0.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,11 +271,93 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumConfig:
+    """Which rows of a source come when, by rank of difficulty inside their source.
+
+    0 is the easiest row and 1 the hardest; ranks are told apart in eighths. Sources
+    whose rows nobody graded are read whole.
+    """
+
+    lowest: float = 0.0
+    """Rank from which rows are read."""
+    highest: float = 1.0
+    """Rank up to which rows are read, in the end."""
+    start: float = 1.0
+    """Part of these ranks that is open at the beginning; 1 opens all at once. The open
+    part grows with the square root of time (arXiv:1903.09848, equation 7, p = 2)."""
+    over_steps: int = 0
+    """Steps after which all ranks are open."""
+
+    def __post_init__(self):
+        if not 0 <= self.lowest < self.highest <= 1 or not 0 < self.start <= 1:
+            raise ConfigError(
+                f"curriculum {dataclasses.asdict(self)} needs 0 <= lowest < highest "
+                "<= 1 and 0 < start <= 1."
+            )
+        if round(8 * self.lowest) == round(8 * self.highest):
+            raise ConfigError(
+                f"lowest={self.lowest} and highest={self.highest} are the same eighth; "
+                "ranks are told apart in eighths."
+            )
+        if (self.start < 1) != (self.over_steps > 0):
+            raise ConfigError(
+                f"start={self.start} needs over_steps above 0, and 1 needs none; "
+                f"over_steps={self.over_steps}."
+            )
+
+
+def check_shares(shares: Mapping[str, float], *, name: str) -> None:
+    """Checks the shares of a mixture.
+
+    Raises:
+      ConfigError: there is none, or one is not a finite number above 0.
+    """
+    bad = {key: share for key, share in shares.items() if not 0 < share < math.inf}
+    if bad or not shares:
+        raise ConfigError(
+            f"{name}={bad or dict(shares)} needs at least one source, each above 0 "
+            "and finite; leave out what shall not be read."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureChangeConfig:
+    """A change of a stage's mixture on its way."""
+
+    step: int = 0
+    """Step of the stage at which it begins, moved up to the next packing window."""
+    mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Source name -> share of trained tokens from now on."""
+    schedule: Literal["step", "linear", "cosine"] = "step"
+    """How shares move to the new ones."""
+    over_steps: int = 0
+    """Steps in which `linear` and `cosine` get there."""
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
+    reason: str = ""
+    """Why; written to `mixture.json`."""
+
+    def __post_init__(self):
+        check_shares(self.mixture, name="mixture")
+        if self.step < 1:
+            raise ConfigError(f"step={self.step} must be at least 1.")
+        if (self.schedule == "step") != (self.over_steps == 0) or self.over_steps < 0:
+            raise ConfigError(
+                f"schedule={self.schedule!r} with over_steps={self.over_steps}: a step "
+                "takes 0 steps, linear and cosine take some."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StageConfig:
     """One stage of training: what it reads and how it steps."""
 
     mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Source name -> share of rows; shares need not sum to 1."""
+    """Source name -> share of trained tokens; shares need not sum to 1."""
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
+    mixture_changes: Mapping[str, MixtureChangeConfig] = dataclasses.field(
+        default_factory=dict
+    )
+    """Changes of the mixture by name, at steps that ascend."""
     num_steps: int = 100
     learning_rate: float = 4e-5
     """Peak, after warm-up."""
@@ -257,10 +371,10 @@ class StageConfig:
     def __post_init__(self):
         if self.num_steps < 1:
             raise ConfigError(f"num_steps={self.num_steps} must be at least 1.")
-        if not self.mixture or min(self.mixture.values()) <= 0:
-            raise ConfigError(
-                f"mixture={dict(self.mixture)} needs at least one source, each above 0."
-            )
+        check_shares(self.mixture, name="mixture")
+        steps = [change.step for change in self.mixture_changes.values()]
+        if steps != sorted(set(steps)):
+            raise ConfigError(f"mixture_changes begin at {steps}; let them ascend.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,7 +441,9 @@ class RunConfig:
         if not self.stages:
             raise ConfigError("stages is empty; a run needs at least one stage.")
         for name, stage in self.stages.items():
-            if unknown := sorted(set(stage.mixture) - set(self.data.sources)):
+            later = (change.mixture for change in stage.mixture_changes.values())
+            named = {*itertools.chain(stage.mixture, *later)}
+            if unknown := sorted(named - set(self.data.sources)):
                 near = difflib.get_close_matches(unknown[0], self.data.sources, n=1)
                 advice = f"Did you mean `{near[0]}`?" if near else "Declare it there."
                 raise ConfigError(

@@ -18,6 +18,7 @@ import rich.text
 
 from ring_jax.cli import status
 from ring_jax.cli.console import Console
+from ring_jax.cli.mixture import print_mixture
 from ring_jax.cli.rows import print_rows
 from ring_jax.cli.settings import (
     load_any_config,
@@ -30,7 +31,7 @@ from ring_jax.evaluate import panel_table
 from ring_jax.model.flops import abstract_transformer, count_parameters
 from ring_jax.report.run_folder import read_run_folder
 
-SUMMARY = "prints settings and parameters, a run folder's state, or rows as tokens"
+SUMMARY = "prints settings, a run folder's state, rows as tokens, or the mixture"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROWS",
         help="print this many rows of each source, each token class in its colour",
     )
+    parser.add_argument(
+        "--mixture",
+        action="store_true",
+        help="print the mixture's table and what --step reads, without reading a row",
+    )
+    parser.add_argument(
+        "--step",
+        type=int,
+        default=0,
+        metavar="N",
+        help="for --mixture: a step of the run, counted from 0 over all stages",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
             load_run_config(args), args.workdir, num_rows=args.data, console=console
         )
         summary = {}
+    elif args.mixture:
+        config = load_run_config(args)
+        summary = print_mixture(config, args.workdir, step=args.step, console=console)
     elif args.config is not None:
         config = load_any_config(args)
         console.print(_settings(dataclasses.asdict(config)))

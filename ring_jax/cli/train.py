@@ -30,8 +30,12 @@ from ring_jax.cli.settings import load_run_config, require_workdir
 from ring_jax.cli.together import run_together
 from ring_jax.cluster import find_preset, preset_names
 from ring_jax.config import ConfigError, RunConfig, flatten_settings, model_identity
-from ring_jax.data.mixture import mixture_table
-from ring_jax.data.pipeline import PreparedData, TrainBatches, prepare
+from ring_jax.data.pipeline import (
+    PreparedData,
+    TrainBatches,
+    mixture_table,
+    prepare,
+)
 from ring_jax.evaluate import Panel, panel_table
 from ring_jax.model import Transformer, abstract_transformer
 from ring_jax.report import write_report
@@ -205,7 +209,7 @@ def _prepare(config: RunConfig, workdir: pathlib.Path) -> PreparedData:
         )
     if processes.is_first():
         (workdir / "mixture.json").write_text(
-            json.dumps(mixture_table(config), indent=2) + "\n", "utf-8"
+            json.dumps(mixture_table(config, data), indent=2) + "\n", "utf-8"
         )
     return data
 

@@ -4,23 +4,34 @@
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from absl import logging
+from absl import flags, logging
 
 from ring_jax.batch import Batch
-from ring_jax.config import TOKEN_CLASSES, ConfigError, RunConfig, StageConfig
-from ring_jax.data import chat, mixture, packing, sources
+from ring_jax.config import (
+    TOKEN_CLASSES,
+    ConfigError,
+    RunConfig,
+    StageConfig,
+    flatten_settings,
+)
+from ring_jax.data import chat, length_index, packing, sources
 from ring_jax.data import tokenizer as tokenizers
 from ring_jax.data.chat import Rendered
+from ring_jax.data.ledger import Change, Entry, Geometry, Ledger, entry_from_json
+from ring_jax.data.length_index import LengthIndex
 from ring_jax.data.schema import Row
 from ring_jax.data.sources import SourceRows
 from ring_jax.data.tokenizer import Tokenizer
+from ring_jax.data.windows import Windows
 
 NUM_PREFETCHED = 4
 """Batches made ahead by a thread while a step runs."""
@@ -36,6 +47,11 @@ class PreparedData:
     """Training rows that fit into a packed row."""
     num_dropped: Mapping[str, int]
     """Training rows longer than `train.seq_len`, by source."""
+    indexes: Mapping[str, LengthIndex]
+    """Tokens of every row of `rendered` by class."""
+    row_digests: Mapping[str, str]
+    """Hash of the tokens and classes of every source's rows."""
+    tokenizer_digest: str
     digest: str
     """Hash of everything that training reads: a resumed run must find the same."""
 
@@ -47,7 +63,8 @@ class PreparedData:
 def prepare(config: RunConfig, workdir: str | os.PathLike[str]) -> PreparedData:
     """Reads all sources, gets the tokenizer, renders and checks every training row.
 
-    Writes `<workdir>/tokenizer/tokenizer.json`, last, when all checks have passed.
+    Writes `<workdir>/tokenizer/tokenizer.json` and `<workdir>/lengths/`, the length
+    index of each source, last, when all checks have passed.
 
     Raises:
       ConfigError: a source or row is bad; the tokenizer does not suit the model or the
@@ -57,7 +74,7 @@ def prepare(config: RunConfig, workdir: str | os.PathLike[str]) -> PreparedData:
     opened = open_sources(config)
     tokenizer = _tokenizer(config, opened)
     _check_tokenizer(config, tokenizer)
-    rendered, num_dropped = {}, {}
+    rendered, num_dropped, indexes = {}, {}, {}
     for name, source_rows in opened.items():
         rows = chat.render_rows(
             source_rows.train, tokenizer, template=config.data.template
@@ -66,16 +83,27 @@ def prepare(config: RunConfig, workdir: str | os.PathLike[str]) -> PreparedData:
             if name in stage.mixture:
                 weights = class_weights_table(config, stage=stage)
                 _check_trained(source_rows.train, rows, weights, stage=stage_name)
-        fitting = [row for row in rows if len(row.ids) <= config.train.seq_len]
-        num_dropped[name] = len(rows) - len(fitting)
-        _check_fitting(config, name, fitting, num_dropped=num_dropped[name])
-        rendered[name] = fitting
+        fits = [len(row.ids) <= config.train.seq_len for row in rows]
+        rendered[name] = list(itertools.compress(rows, fits))
+        num_dropped[name] = len(rows) - len(rendered[name])
+        _check_fitting(config, name, rendered[name], num_dropped=num_dropped[name])
+        graded = (row.difficulty for row in itertools.compress(source_rows.train, fits))
+        indexes[name] = length_index.build(
+            zip(rendered[name], graded, strict=True), seq_len=config.train.seq_len
+        )
     _save_tokenizer(tokenizer, pathlib.Path(workdir) / "tokenizer" / "tokenizer.json")
+    for name, index in indexes.items():
+        index.save(pathlib.Path(workdir) / "lengths" / f"{name}-{index.digest}")
     return PreparedData(
         tokenizer=tokenizer,
         sources=opened,
         rendered=rendered,
         num_dropped=num_dropped,
+        indexes=indexes,
+        row_digests={name: _digest({name: rows}) for name, rows in rendered.items()},
+        tokenizer_digest=hashlib.blake2b(
+            tokenizer.to_json().encode(), digest_size=8
+        ).hexdigest(),
         digest=_digest(rendered),
     )
 
@@ -117,15 +145,144 @@ def heldout_batches(
     )
 
 
+def stage_identity(
+    config: RunConfig, prepared: PreparedData, *, stage: str
+) -> dict[str, Any]:
+    """Lists, by dotted name, all that the batches of a stage follow from but its table.
+
+    A run that continues must find the same; what differs is told by name.
+    """
+    packing_settings = {
+        "algorithm": config.data.packing.algorithm,
+        "window_rows": config.data.packing.window_rows,
+        "fill": config.data.packing.fill,
+        "batch_size": config.train.global_batch_size,
+        "seq_len": config.train.seq_len,
+    }
+    weights = class_weights_table(config, stage=config.stages[stage]).tolist()
+    return flatten_settings(
+        {
+            "stage": stage,
+            "seed": config.seed,
+            "tokenizer": prepared.tokenizer_digest,
+            "template": config.data.template,
+            "class_weights": dict(zip(TOKEN_CLASSES[1:], weights[1:], strict=True)),
+            "packing": packing_settings,
+            "sources": {
+                name: {
+                    "rows": len(prepared.rendered[name]),
+                    "tokens": prepared.row_digests[name],
+                    "lengths": index.digest,
+                }
+                for name, index in prepared.indexes.items()
+            },
+        }
+    )
+
+
+def open_ledger(
+    config: RunConfig, indexes: Mapping[str, LengthIndex], *, stage: str
+) -> Ledger:
+    """Makes the ledger of a stage as the config says it, without changes of a run.
+
+    Args:
+      config: of the run.
+      indexes: of all its sources, in the order of the config.
+      stage: name of the stage.
+    """
+    settings = config.stages[stage]
+    weights = class_weights_table(config, stage=settings)
+    batch_size = config.train.global_batch_size
+    geometry = Geometry(
+        batch_size=batch_size,
+        seq_len=config.train.seq_len,
+        window_steps=-(-config.data.packing.window_rows // batch_size),
+        algorithm=config.data.packing.algorithm,
+        fill=config.data.packing.fill,
+        trained_classes=tuple((weights[1:] > 0).tolist()),
+        seed=f"{config.seed}/{stage}",
+    )
+    opened = Ledger(indexes, geometry, [])
+    for change in _changes(settings):
+        opened = opened.extended(change)
+    return opened
+
+
+def mixture_table(config: RunConfig, prepared: PreparedData) -> list[dict[str, Any]]:
+    """Writes what `mixture.json` holds: of each stage its table, and of which data."""
+    stages = []
+    for name, stage in config.stages.items():
+        opened = open_ledger(config, prepared.indexes, stage=name)
+        stages.append(
+            {
+                "stage": name,
+                "num_steps": stage.num_steps,
+                "window_steps": opened.geometry.window_steps,
+                "identity": stage_identity(config, prepared, stage=name),
+                "table": [entry.to_json() for entry in opened.table],
+            }
+        )
+    return stages
+
+
+def saved_ledger(
+    config: RunConfig, workdir: str | os.PathLike[str], *, stage: str
+) -> Ledger | None:
+    """Opens the ledger of a stage from what a run folder keeps, reading no row.
+
+    Returns:
+      The ledger with the changes that `mixture.json` and the config tell; None where
+      the folder has no such file, or it tells of other sources.
+    """
+    workdir = pathlib.Path(workdir)
+    path = workdir / "mixture.json"
+    if not path.is_file():
+        return None
+    stages = {saved["stage"]: saved for saved in json.loads(path.read_text("utf-8"))}
+    identity = stages.get(stage, {}).get("identity", {})
+    digests = {
+        name: identity.get(f"sources.{name}.lengths") for name in config.data.sources
+    }
+    folders = {
+        name: workdir / "lengths" / f"{name}-{digest}"
+        for name, digest in digests.items()
+    }
+    if not all(folder.is_dir() for folder in folders.values()):
+        return None
+    indexes = {name: length_index.load(folder) for name, folder in folders.items()}
+    table = [entry_from_json(entry) for entry in stages[stage]["table"]]
+    return _continued(open_ledger(config, indexes, stage=stage), table, position=0)
+
+
+def _changes(stage: StageConfig) -> list[Change]:
+    first = Change(
+        start_step=0,
+        mixture=stage.mixture,
+        curriculum=stage.curriculum,
+        reason="the stage begins",
+    )
+    return [
+        first,
+        *(
+            Change(
+                start_step=change.step,
+                mixture=change.mixture,
+                schedule=change.schedule,
+                over_steps=change.over_steps,
+                curriculum=change.curriculum,
+                reason=change.reason or name,
+            )
+            for name, change in stage.mixture_changes.items()
+        ),
+    ]
+
+
 class TrainBatches(Iterator[Batch]):
-    """The batches of one stage, without end; numpy arrays, made ahead by a thread.
+    """The batches of one stage, without end; numpy arrays, made ahead.
 
-    The state is a small JSON tree: the place in the mixture and in the open batch. It
-    speaks of the batches that were handed out, never of those made ahead.
-
-    Which rows fill a batch depends on the lengths of all of them, so every process
-    packs the whole batch, and makes arrays of its own rows alone. Batch and state are
-    the same whatever the number of processes.
+    A batch is a function of the ledger's table and of its step. So the state is the
+    number of batches that were handed out, and the table; it does not depend on how
+    many processes share a batch, nor on how many workers make them.
     """
 
     def __init__(
@@ -144,80 +301,185 @@ class TrainBatches(Iterator[Batch]):
           stage: name of the stage.
           rows: which rows of each batch to hand out, ascending; None means all.
         """
-        self._stage = stage
-        self._digest = _stage_digest(config, prepared, stage)
         if rows is None:
             rows = range(config.train.global_batch_size)
-        self._iterator = iter(_stage_dataset(config, prepared, stage, rows=rows))
+        self._config, self._prepared, self._rows = config, prepared, tuple(rows)
+        self._identity = stage_identity(config, prepared, stage=stage)
+        self._ledger = open_ledger(config, prepared.indexes, stage=stage)
+        weights = class_weights_table(config, stage=config.stages[stage])
+        self._to_batch = _ToBatch(weights, config.model.pad_id)
+        self._position = 0
+        self._iterator: grain.DatasetIterator[Batch] | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the batches follow."""
+        return self._ledger
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        if self._iterator is None:
+            self._iterator = self._open(self._position)
+        batch = next(self._iterator)
+        self._position += 1
+        return batch
 
     def get_state(self) -> dict[str, Any]:
         """Tells where the next batch begins."""
-        place = self._iterator.get_state()
-        return {"stage": self._stage, "data": self._digest, "place": place}
+        return {
+            "position": self._position,
+            "table": [entry.to_json() for entry in self._ledger.table],
+            "identity": self._identity,
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues where `get_state` was asked.
 
+        Changes that the config adds behind that place are taken over.
+
         Raises:
-          ConfigError: the state is of another stage or of other data.
+          ConfigError: the state is of another stage or of other data, or the config
+            changes the mixture of steps that are done; names what differs.
         """
-        if state["stage"] != self._stage or state["data"] != self._digest:
+        differences = _differences(state["identity"], self._identity)
+        is_allowed = self._config.data.on_change == "allow"
+        if differences and not is_allowed:
             raise ConfigError(
-                f"data: the checkpoint is of stage {state['stage']!r} with data "
-                f"{state['data']}, but this run reads stage {self._stage!r} with data "
-                f"{self._digest}; sources, seed, sizes or installed packages changed. "
-                "Undo the change or use a new workdir."
+                f"data: changed since the checkpoint: {'; '.join(differences)}. Undo "
+                "the change, use a new workdir, or set data.on_change=allow."
             )
-        self._iterator.set_state(state["place"])
+        position = state["position"]
+        if differences:
+            logging.warning("data changed, as allowed: %s", "; ".join(differences))
+        else:
+            table = [entry_from_json(entry) for entry in state["table"]]
+            self._ledger = _continued(self._ledger, table, position=position)
+        self._restart(position)
+
+    def change_mixture(self, change: Change) -> int:
+        """Changes the mixture while the run goes on; every process must ask the same.
+
+        Args:
+          change: begins at `start_step`, or as soon as it can if that has passed.
+
+        Returns:
+          The step of the stage at which it begins.
+        """
+        window_steps = self._ledger.geometry.window_steps
+        last_window = self._ledger.table[-1].start_window
+        soonest = max(self._position, (last_window + 1) * window_steps)
+        start_step = max(change.start_step, soonest)
+        change = dataclasses.replace(change, start_step=start_step, origin="run")
+        self._ledger = self._ledger.extended(change)
+        self._restart(self._position)
+        return self._ledger.table[-1].start_window * window_steps
 
     def close(self) -> None:
-        """Stops the thread that makes batches ahead; the object is of no use after."""
-        self._iterator.close()
+        """Stops what makes batches ahead; `next` would start it again."""
+        if self._iterator is not None:
+            self._iterator.close()
         # Its destructor closes again, which fails once Python has begun to shut down.
-        del self._iterator
+        self._iterator = None
+
+    def _restart(self, position: int) -> None:
+        self.close()
+        self._position = position
+
+    def _open(self, position: int) -> grain.DatasetIterator:
+        steps = _Steps(
+            Windows(self._ledger), self._prepared.rendered, self._rows, position
+        )
+        # One thread prefetches whole batches below; more would only make single ones.
+        dataset = grain.MapDataset.source(steps).to_iter_dataset(
+            grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        )
+        if num_workers := self._config.data.num_workers:
+            if not flags.FLAGS.is_parsed():
+                # Worker processes get the flags of absl, which no command of ours has.
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=num_workers)
+            )
+        dataset = grain.experimental.ThreadPrefetchIterDataset(
+            dataset.map(self._to_batch), prefetch_buffer_size=NUM_PREFETCHED
+        )
+        return iter(dataset)
 
 
-def _stage_dataset(
-    config: RunConfig, prepared: PreparedData, stage_name: str, *, rows: Sequence[int]
-) -> grain.IterDataset:
-    stage = config.stages[stage_name]
-    components = [
-        _source_dataset(config, prepared, name, stage=stage_name)
-        for name in stage.mixture
+class _Steps:
+    """Packed arrays of the steps from `first` on, as a random-access source."""
+
+    def __init__(
+        self,
+        windows: Windows,
+        rendered: Mapping[str, Sequence[Rendered]],
+        rows: Sequence[int],
+        first: int,
+    ):
+        self._windows, self._rows, self._first = windows, rows, first
+        self._rendered = list(rendered.values())
+
+    def __len__(self) -> int:
+        # Sources repeat, so a stage has no end of its own.
+        return sys.maxsize - self._first
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        bins = self._windows.bins(self._first + index)
+        chosen = [
+            [
+                (source, self._rendered[source][row])
+                for source, row in zip(
+                    bins[line].sources_C.tolist(),
+                    bins[line].rows_C.tolist(),
+                    strict=True,
+                )
+            ]
+            for line in self._rows
+        ]
+        return packing.stack(chosen, seq_len=self._windows.ledger.geometry.seq_len)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in [*now, *(key for key in before if key not in now)]
+        if before.get(key) != now.get(key)
     ]
-    selection = mixture.MixtureMap(mixture.interleave(stage.mixture))
-    mixed = grain.MapDataset.select_from_datasets(components, selection)
-    # One thread prefetches whole batches below; more would only make single rows.
-    examples = mixed.to_iter_dataset(
-        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    )
-    packed = packing.pack(
-        examples,
-        batch_size=config.train.global_batch_size,
-        seq_len=config.train.seq_len,
-        rows=rows,
-    )
-    weights = class_weights_table(config, stage=stage)
-    to_batch = _ToBatch(weights, config.model.pad_id)
-    return grain.experimental.ThreadPrefetchIterDataset(
-        packed.map(to_batch), prefetch_buffer_size=NUM_PREFETCHED
-    )
 
 
-def _source_dataset(
-    config: RunConfig, prepared: PreparedData, name: str, *, stage: str
-) -> grain.MapDataset:
-    source = prepared.source_index(name)
-    examples = [
-        packing.to_example(row, source=source) for row in prepared.rendered[name]
-    ]
-    # Each stage walks through a source in an order of its own, and so does each epoch.
-    text = f"{config.seed}/{stage}/{name}"
-    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
-    return grain.MapDataset.source(examples).shuffle(seed=seed).repeat()
+def _continued(config: Ledger, table: Sequence[Entry], *, position: int) -> Ledger:
+    """Returns a saved table with the config's changes behind a position.
+
+    Raises:
+      ConfigError: the config differs in what has begun.
+    """
+    window_steps = config.geometry.window_steps
+    next_window = -(-position // window_steps)
+
+    def is_past(entry: Entry) -> bool:
+        return entry.start_window < max(1, next_window)
+
+    past = [entry for entry in table if is_past(entry)]
+    before = [entry.change for entry in past if entry.change.origin == "config"]
+    now = [entry.change for entry in config.table if is_past(entry)]
+    if before != now:
+        raise ConfigError(
+            f"data: the mixture of steps before {next_window * window_steps} is done "
+            f"and cannot change: it was {_told(before)}, the config says {_told(now)}; "
+            "put a change behind it in mixture_changes, or use a new workdir."
+        )
+    future = [e.change for e in config.table if not is_past(e)]
+    future += [e.change for e in table if not is_past(e) and e.change.origin == "run"]
+    continued = Ledger(config.indexes, config.geometry, past)
+    for change in sorted(future, key=lambda change: change.start_step):
+        continued = continued.extended(change)
+    return continued
+
+
+def _told(changes: Sequence[Change]) -> str:
+    return "; ".join(
+        f"{dict(change.mixture)} ({change.schedule}) from step {change.start_step}"
+        for change in changes
+    )
 
 
 class _ToBatch(grain.transforms.Map):
@@ -316,10 +578,3 @@ def _digest(rendered: Mapping[str, list[Rendered]]) -> str:
             digest.update(row.ids.tobytes())
             digest.update(row.classes.tobytes())
     return digest.hexdigest()
-
-
-def _stage_digest(config: RunConfig, prepared: PreparedData, stage: str) -> str:
-    mixture_slots = mixture.interleave(config.stages[stage].mixture)
-    sizes = (config.seed, config.train.global_batch_size, config.train.seq_len)
-    text = repr((prepared.digest, list(config.stages[stage].mixture), mixture_slots))
-    return hashlib.blake2b(f"{text}{sizes}".encode(), digest_size=8).hexdigest()

@@ -7,8 +7,9 @@ import re
 
 from ring_jax.cli import status
 from ring_jax.cli.main import main
-from ring_jax.cli.settings import load_config_file
+from ring_jax.cli.settings import load_config_file, override
 from ring_jax.config import RunConfig, from_config_dict, to_json
+from ring_jax.data import pipeline
 from ring_jax.data.tokenizer import train
 
 MODELS = pathlib.Path(__file__).parent.parent.parent / "configs/models"
@@ -123,3 +124,41 @@ def test_a_run_is_shown_with_the_tokenizer_that_it_trained(
 
 def num_tokens(out: str) -> int:
     return int(re.findall(r"(\d+) +tokens", " ".join(out.split()))[0])
+
+
+def test_the_mixture_of_a_step_is_told_with_and_without_a_run_folder(
+    tiny_config, tmp_path, capsys
+):
+    words = [
+        f"--config={tiny_config}",
+        "--config.stages.base.num_steps=50",
+        "--mixture",
+        "--step=40",
+        "--json",
+    ]
+    assert main(["inspect", *words]) == status.DONE
+    out = capsys.readouterr().out
+    summary = json.loads(out.splitlines()[-1])
+    source = summary["sources"]["chat"]
+    assert "step 40 is step 40 of stage base" in out
+    assert source["planned_share"] == 1.0
+    assert source["trained_tokens"] == summary["trained_tokens"] > 0
+    assert sum(source["tokens_by_class"].values()) == source["tokens"] - source["rows"]
+
+    config = override(
+        RunConfig,
+        load_config_file(str(tiny_config)).to_dict(),
+        [("config.stages.base.num_steps", "50")],
+    )
+    workdir = tmp_path / "run"
+    table = pipeline.mixture_table(config, pipeline.prepare(config, workdir))
+    (workdir / "mixture.json").write_text(json.dumps(table))
+    (tmp_path / "rows.jsonl").unlink()
+    assert main(["inspect", f"--workdir={workdir}", *words]) == status.DONE
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
+
+
+def test_a_step_that_the_run_lacks_is_the_users_mistake(tiny_config, capsys):
+    words = [f"--config={tiny_config}", "--mixture", "--step=100"]
+    assert main(["inspect", *words]) == status.MISTAKE
+    assert "--step=100: the run has steps 0 to 99." in capsys.readouterr().err
