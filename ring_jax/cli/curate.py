@@ -73,8 +73,8 @@ def _print(
     console.print(table)
     console.print(
         f"{manifest['num_rows']:,} of {manifest['num_records']:,} records are in the "
-        f"shards of {folder}; {manifest['num_quarantined']:,} are in its quarantine.jsonl, "
-        "each with its reason. report.html shows both.",
+        f"shards of {folder}; {manifest['num_quarantined']:,} are in its "
+        "quarantine.jsonl, each with its reason. report.html shows both.",
         soft_wrap=True,
         highlight=False,
     )

@@ -3,8 +3,8 @@
 
 A chunk is a pure function of its records and the settings. Its folder holds what is
 left (`rows.jsonl`), what it is compared by (`keys.npy`, `signatures.npy`), what was
-turned away (`quarantine.jsonl`) and the counts (`report.json`). So chunks may be made in
-any order, by any number of processes, and a finished one is never made again.
+turned away (`quarantine.jsonl`) and the counts (`report.json`). So chunks may be made
+in any order, by any number of processes, and a finished one is never made again.
 """
 
 import collections

@@ -8,8 +8,9 @@ An item is found in a row by any of three signs:
   2. the whole item inside the row, for items of fewer than `ngram` words;
   3. the whole prompt, sign for sign, whatever its length.
 
-Case and blanks do not count, nor does punctuation in 1 and 2. Source: GPT-3's 13-grams (arXiv:2005.14165,
-appendix C), whole items for short ones as in FLAN's and Llama's reports.
+Case and blanks do not count, nor does punctuation in 1 and 2.
+
+Source: 13-grams as in GPT-3's report (arXiv:2005.14165, appendix C).
 """
 
 import dataclasses
@@ -114,8 +115,9 @@ def question_of(record: RawRecord) -> str:
                 if isinstance(turn, dict)
                 and turn.get("role", turn.get("from")) in ("user", "human")
             ]
-            if asked and all(isinstance(text, str) for text in asked):
-                return "\n".join(asked)
+            texts = [text for text in asked if isinstance(text, str)]
+            if texts and len(texts) == len(asked):
+                return "\n".join(texts)
     raise ConfigError(
         f"evaluation item {record.where}: has no question; fields "
         f"{sorted(record.fields)[:12]}, one of {QUESTION_FIELDS} must be a text."

@@ -18,7 +18,7 @@ def grade_difficulty(rows: Sequence[Row], *, config: DifficultyConfig) -> list[R
     """Sets each row's difficulty, and says in `metadata.difficulty_by` from what."""
     if config.by == "keep":
         return list(rows)
-    names = WAYS if config.by == "auto" else (config.by,)
+    names = tuple(WAYS) if config.by == "auto" else (config.by,)
     return [_graded(row, names, config) for row in rows]
 
 

@@ -14,7 +14,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import rensa
+from rensa import (
+    RMinHash,  # pyright: ignore[reportAttributeAccessIssue]  # no stub
+)
 
 from ring_jax.config import DuplicatesConfig
 from ring_jax.curate import words
@@ -79,7 +81,7 @@ def _signatures(shingles: Sequence[np.ndarray], *, num_hashes: int) -> np.ndarra
     if not shingles:
         return np.empty((0, num_hashes), np.uint32)
     lengths = np.array([0, *map(len, shingles)], np.int64)
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         np.concatenate(shingles), np.cumsum(lengths).tolist(), num_hashes, SEED
     )
     return np.array(matrix.to_rows(), np.uint32)
@@ -130,7 +132,7 @@ def _repeats(values: np.ndarray, *, without: dict[int, Duplicate]) -> dict[int, 
 def _followers(order: np.ndarray, is_repeat: np.ndarray) -> dict[int, int]:
     """Maps each repeat to the first of its run; equal keys keep the rows' order."""
     starts = np.flatnonzero(np.concatenate([[True], ~is_repeat])[: len(order)])
-    firsts = np.repeat(order[starts], np.diff([*starts, len(order)]))
+    firsts = np.repeat(order[starts], np.diff(starts, append=len(order)))
     repeats = np.flatnonzero(is_repeat) + 1
     return dict(zip(order[repeats].tolist(), firsts[repeats].tolist(), strict=True))
 

@@ -90,6 +90,6 @@ def agree_on_plan(folder: pathlib.Path, plan: Mapping[str, Any]) -> None:
         name = changed[0]
         raise ConfigError(
             f"{folder} was begun with {name}={before.get(name)!r}, now it is "
-            f"{now.get(name)!r} ({len(changed)} differ); name another folder, or delete "
-            "this one."
+            f"{now.get(name)!r} ({len(changed)} differ); name another folder, or "
+            "delete this one."
         )

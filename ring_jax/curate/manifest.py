@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a curation was made from, what it removed and why, and what is left.
 
-The manifest holds no time and no path of a machine: the same inputs give the same bytes.
+It holds no time and no path of a machine: the same inputs give the same bytes.
 """
 
 import collections

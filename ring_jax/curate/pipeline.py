@@ -106,7 +106,7 @@ def open_evaluation_sets(config: CurateConfig) -> list[EvaluationSet]:
 def open_steps(
     config: CurateConfig, evaluation_sets: Sequence[EvaluationSet]
 ) -> Iterator[Mapping[str, Step]]:
-    """Gives the steps that `config` asks for, in their order, and ends what they started.
+    """Gives the steps that `config` asks for, in order, and ends what they started.
 
     The cheap ones come first; duplicates are no step of a chunk.
     """

@@ -44,7 +44,8 @@ _IMAGE = re.compile(
     | \b(?:in|from|see|shown[ ]in|as[ ]in|on)[ ]the[ ]
         (?:figure|diagram|picture|image|photo|graph[ ]shown)
         [ ]?(?:below|above|shown|on[ ]the[ ](?:left|right)|\d)
-    | \bthe[ ](?:figure|diagram|picture|image)[ ](?:below|above|on[ ]the[ ](?:left|right))
+    | \bthe[ ](?:figure|diagram|picture|image)[ ]
+        (?:below|above|on[ ]the[ ](?:left|right))
     | \bas[ ]shown[ ](?:in[ ]the[ ](?:figure|diagram|picture|image)|below)
     | 如图|下图|上图|图中所示
     """,

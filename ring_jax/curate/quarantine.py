@@ -14,7 +14,7 @@ QUARANTINE = "quarantine.jsonl"
 
 
 class Quarantine:
-    """Writes `quarantine.jsonl`; keeps counts, and the first examples of each reason."""
+    """Writes `quarantine.jsonl`; keeps counts and the first examples of each reason."""
 
     def __init__(self, folder: pathlib.Path, *, num_examples: int):
         self._path = folder / QUARANTINE

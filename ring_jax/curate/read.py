@@ -11,13 +11,16 @@ import hashlib
 import itertools
 import json
 import pathlib
+import typing
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import pyarrow
 import pyarrow.parquet
-from array_record.python import array_record_module
+from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  # no stub
+)
 
 from ring_jax.config import ConfigError, RawSourceConfig, SourceConfig
 from ring_jax.curate.rows import RawRecord, Rejection, excerpt
@@ -171,11 +174,13 @@ def _read_jsonl(
                 yield _parse(line, where, source)
 
 
-def _open(path: pathlib.Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+def _open(path: pathlib.Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return typing.cast(BinaryIO, gzip.open(path))  # noqa: SIM115  (the caller closes)
+    return path.open("rb")
 
 
-def _skip_line(file: IO[bytes], size: int) -> None:
+def _skip_line(file: BinaryIO, size: int) -> None:
     while (part := file.readline(size)) and not part.endswith(b"\n"):
         pass
 

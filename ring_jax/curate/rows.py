@@ -36,7 +36,7 @@ class Rejection:
     """What it collides with: the kept row's id, or the evaluation item."""
 
 
-Step = Callable[[Sequence[Row]], list[Row | Rejection]]
+Step = Callable[[Sequence[Row]], Sequence[Row | Rejection]]
 """A pure function of rows: it returns each row, changed or not, or its rejection."""
 
 

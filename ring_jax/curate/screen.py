@@ -27,7 +27,8 @@ _INJECTION = re.compile(
     | \b(?:reveal|print|repeat|output|show|leak)\b [^.\n]{0,16}
         \b(?:your|the)\b [^.\n]{0,12} \b(?:system|hidden|initial)\b \s
         (?:prompt|instructions|message)\b
-    | \byou \s are \s now \s (?:in \s )?(?:DAN|developer \s mode|jailbroken|unrestricted)\b
+    | \byou \s are \s now \s (?:in \s )?
+        (?:DAN|developer \s mode|jailbroken|unrestricted)\b
     | \bdo \s anything \s now\b
     | (?:忽略|无视|忘记)[^。\n]{0,10}(?:之前|以上|先前|所有|上述)[^。\n]{0,8}
         (?:指令|指示|提示|规则)
@@ -69,7 +70,7 @@ def _invisible_text(row: Row) -> Rejection | None:
             row,
             step=STEP,
             reason="invisible_text",
-            detail=f"U+{ord(found[0][0]):04X} at {found.start()} hides or reorders text",
+            detail=f"U+{ord(found[0][0]):04X} at {found.start()} hides or turns text",
         )
     return None
 

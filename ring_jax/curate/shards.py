@@ -8,7 +8,9 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from array_record.python import array_record_module
+from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  # no stub
+)
 
 from ring_jax.curate.chunks import Chunk
 from ring_jax.curate.difficulty import band
@@ -140,7 +142,7 @@ def _write_shard(path: pathlib.Path, records: Sequence[bytes]) -> None:
         writer.close()
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
-    # The writer reports a full disk late or never: what cannot be read back is no shard.
+    # The writer may not report a full disk: what cannot be read back is no shard.
     reader = array_record_module.ArrayRecordReader(str(unfinished))
     is_whole = reader.ok() and reader.num_records() == len(records)
     reader.close()

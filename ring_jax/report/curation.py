@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a curation: what went in, what each step removed and why, what is left."""
+"""The page of a curation: what went in, what each step removed, what is left."""
 
 import dataclasses
 import json

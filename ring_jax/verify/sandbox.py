@@ -10,16 +10,17 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import queue
 import select
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Self
 
+import ring_jax
 from ring_jax.config import ConfigError
 
 Outcome = Literal["right", "wrong", "timeout", "crashed", "error"]
@@ -49,13 +50,10 @@ class Sandbox:
     def __init__(
         self, *, num_workers: int, timeout_seconds: float, max_memory_bytes: int
     ):
-        self._num_workers = num_workers
         self._timeout_seconds = timeout_seconds
         self._max_memory_bytes = max_memory_bytes
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(num_workers)
-        self._lock = threading.Lock()
-        self._num_started = 0
 
     def __enter__(self) -> Self:
         return self
@@ -70,22 +68,17 @@ class Sandbox:
         return list(self._threads.map(self._grade_one, questions))
 
     def _grade_one(self, question: Question) -> Answer:
-        worker = self._take()
+        # As many threads as workers: a thread without an idle worker may start one.
+        try:
+            worker = self._idle.get_nowait()
+        except queue.Empty:
+            worker = _Worker(self._max_memory_bytes)
         answer = worker.ask(question, self._timeout_seconds)
         if answer.outcome in ("timeout", "crashed"):
             worker.kill()
-            with self._lock:
-                self._num_started -= 1
         else:
             self._idle.put(worker)
         return answer
-
-    def _take(self) -> "_Worker":
-        with self._lock:
-            if self._idle.empty() and self._num_started < self._num_workers:
-                self._num_started += 1
-                return _Worker(self._max_memory_bytes)
-        return self._idle.get()
 
 
 # Importing a verifier's packages is not the row's own time.
@@ -165,15 +158,12 @@ def _line(request: Mapping[str, Any]) -> bytes:
 
 def _environment() -> dict[str, str]:
     """What a worker needs to import us, and no secret of the shell that started us."""
-    kept: Sequence[str] = (
-        "PATH",
-        "HOME",
-        "LANG",
-        "LC_ALL",
-        "PYTHONPATH",
-        "VIRTUAL_ENV",
-    )
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV")
+    # A checkout that is not installed is found from wherever the command was started.
+    ours = str(pathlib.Path(ring_jax.__file__).parents[1])
+    paths = filter(None, [ours, os.environ.get("PYTHONPATH", "")])
     return {name: os.environ[name] for name in kept if name in os.environ} | {
+        "PYTHONPATH": os.pathsep.join(paths),
         # Threads of a numeric library would count against the address space.
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
