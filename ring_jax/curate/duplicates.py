@@ -12,13 +12,11 @@ Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from rensa import (
-    RMinHash,  # pyright: ignore[reportAttributeAccessIssue]  # no stub
-)
 
-from ring_jax.config import DuplicatesConfig
+from ring_jax.config import ConfigError, DuplicatesConfig
 from ring_jax.curate import words
 from ring_jax.curate.rows import conversation_text, prompt_text
 from ring_jax.data.schema import Row
@@ -80,8 +78,16 @@ def compute_keys(rows: Sequence[Row], *, config: DuplicatesConfig) -> Keys:
 def _signatures(shingles: Sequence[np.ndarray], *, num_hashes: int) -> np.ndarray:
     if not shingles:
         return np.empty((0, num_hashes), np.uint32)
+    try:
+        import rensa
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "curate: rensa is missing; run pip install 'ring-jax[curate]'."
+        ) from None
+    # The class is in a compiled module, of which type checkers see no names.
+    sketch: Any = vars(rensa)["RMinHash"]
     lengths = np.array([0, *map(len, shingles)], np.int64)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+    matrix = sketch.digest_matrix_from_flat_token_hashes(
         np.concatenate(shingles), np.cumsum(lengths).tolist(), num_hashes, SEED
     )
     return np.array(matrix.to_rows(), np.uint32)

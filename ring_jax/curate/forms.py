@@ -88,7 +88,7 @@ def normalise(
         return Rejection(
             step=STEP,
             reason=_reason(str(error)),
-            id=record.where,
+            id=_name(record),
             source=source,
             detail=" ".join(str(error).split())[:400],
             excerpt=excerpt(repr(dict(record.fields))[:4000]),
@@ -109,6 +109,12 @@ def _with_verifier(row: Row, config: RawSourceConfig) -> Row:
     if config.verifier and row.answer and not row.verifier:
         return dataclasses.replace(row, verifier=config.verifier)
     return row
+
+
+def _name(record: RawRecord) -> str:
+    identity = record.fields.get("id")
+    is_plain = isinstance(identity, str) and identity.isprintable() and identity
+    return identity[:200] if is_plain else record.where
 
 
 def _check_json(row: Row) -> None:

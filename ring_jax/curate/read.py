@@ -16,8 +16,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
-import pyarrow
-import pyarrow.parquet
 from array_record.python import (
     array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  # no stub
 )
@@ -147,6 +145,14 @@ def _refuse(path: pathlib.Path, where: str, error: Exception | str) -> NoReturn:
 def _check_jsonl(path: pathlib.Path, where: str) -> None:
     if not path.stat().st_size:
         _refuse(path, where, "it is empty")
+    if path.suffix == ".gz":
+        # Its checksum stands at its end: what was read before would be believed.
+        try:
+            with gzip.open(path) as file:
+                while file.read(1 << 20):
+                    pass
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            _refuse(path, where, error)
 
 
 def _read_jsonl(
@@ -157,17 +163,11 @@ def _read_jsonl(
         while True:
             number += 1
             where = f"{path.name}:{number}"
-            try:
-                line = file.readline(max_row_bytes + 1)
-                is_giant = len(line) > max_row_bytes and not line.endswith(b"\n")
-                if is_giant:
-                    _skip_line(file, max_row_bytes)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                yield _turn_away(where, source, "cut_off", str(error), b"")
-                return
+            line = file.readline(max_row_bytes + 1)
             if not line:
                 return
-            if is_giant:
+            if len(line) > max_row_bytes and not line.endswith(b"\n"):
+                _skip_line(file, max_row_bytes)
                 detail = f"the line is longer than max_row_bytes={max_row_bytes}"
                 yield _turn_away(where, source, "giant", detail, line)
             elif line.strip():
@@ -227,38 +227,46 @@ def _turn_away(
 # Parquet
 
 
-def _check_parquet(path: pathlib.Path, where: str) -> None:
+def _pyarrow() -> Any:
     try:
-        pyarrow.parquet.ParquetFile(path).close()
-    except (pyarrow.ArrowException, OSError) as error:
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "curate: pyarrow is missing; run pip install 'ring-jax[curate]'."
+        ) from None
+    return pyarrow
+
+
+def _check_parquet(path: pathlib.Path, where: str) -> None:
+    arrow = _pyarrow()
+    try:
+        arrow.parquet.ParquetFile(path).close()
+    except (arrow.ArrowException, OSError) as error:
         _refuse(path, where, error)
 
 
 def _read_parquet(
     path: pathlib.Path, source: str, max_row_bytes: int
 ) -> Iterator[RawRecord | Rejection]:
-    number = 0
+    arrow, number = _pyarrow(), 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with arrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(_BATCH):
                 for index in range(batch.num_rows):
                     number += 1
                     record = batch.slice(index, 1)
                     where = f"{path.name}:{number}"
-                    if record.get_total_buffer_size() and (
-                        record.nbytes > max_row_bytes
-                    ):
-                        detail = f"{record.nbytes} bytes, max_row_bytes={max_row_bytes}"
-                        yield _turn_away(where, source, "giant", detail, b"")
-                        continue
-                    yield _parquet_record(record, where, source)
-    except (pyarrow.ArrowException, OSError) as error:
+                    yield _parquet_record(record, where, source, max_row_bytes)
+    except (arrow.ArrowException, OSError) as error:
         _refuse(path, f"sources.{source}, behind record {number}", error)
 
 
 def _parquet_record(
-    record: pyarrow.RecordBatch, where: str, source: str
+    record: Any, where: str, source: str, max_row_bytes: int
 ) -> RawRecord | Rejection:
+    if record.nbytes > max_row_bytes:
+        detail = f"{record.nbytes} bytes, max_row_bytes={max_row_bytes}"
+        return _turn_away(where, source, "giant", detail, b"")
     try:
         (fields,) = record.to_pylist()
     except UnicodeDecodeError as error:
