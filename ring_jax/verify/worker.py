@@ -27,6 +27,18 @@ _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 
 
+# A row's own metadata may lack what its verifier reads; files and network are refused.
+_FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
 def main(max_memory_bytes: int) -> None:
     """Serves until its input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -53,8 +65,7 @@ def _answer(request: dict) -> dict:
         return {"error": str(error)}
     except MemoryError:
         return {"error": "memory: it asked for more than max_memory_bytes"}
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as bad:
-        # A row's own metadata may lack what its verifier reads.
+    except _FAILURES as bad:
         return {"error": f"{type(bad).__name__}: {bad}"}
     return {"correct": verdict.is_correct}
 

@@ -6,10 +6,16 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
 
 from ring_jax.config import CurateConfig, RawSourceConfig, VerificationConfig
 from tests.planted_rows import BAD_LINES, PLANTED, PROBLEM, clean
+
+# The machine may be busy, and nothing is left in the checkout.
+hypothesis.settings.register_profile("ring", deadline=None, database=None)
+hypothesis.settings.load_profile("ring")
+
 
 @pytest.fixture
 def raw(tmp_path: pathlib.Path) -> pathlib.Path:

@@ -161,7 +161,9 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "from", "value", "think", "tool_calls"]),
+            st.sampled_from(
+                ["role", "content", "from", "value", "think", "tool_calls"]
+            ),
             inner,
             max_size=3,
         )

@@ -58,9 +58,7 @@ def test_the_manifest_accounts_for_every_record_and_shows_the_offending_pair(
 ):
     out = tmp_path / "out"
     manifest = curate(make_config(), out)
-    for before, after in zip(
-        manifest["steps"], manifest["steps"][1:], strict=False
-    ):
+    for before, after in zip(manifest["steps"], manifest["steps"][1:], strict=False):
         assert after["rows_in"] == before["rows_out"]
     for step in manifest["steps"]:
         counted = sum(reason["count"] for reason in step["removed"].values())
@@ -148,9 +146,7 @@ def test_the_number_of_verifying_workers_and_of_rows_in_a_chunk_changes_no_shard
     make_config, tmp_path
 ):
     curate(make_config(), tmp_path / "one")
-    more = make_config(
-        verification=VerificationConfig(num_workers=2), chunk_rows=1000
-    )
+    more = make_config(verification=VerificationConfig(num_workers=2), chunk_rows=1000)
     curate(more, tmp_path / "two")
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     for name in one:
@@ -164,9 +160,7 @@ def test_a_finished_folder_is_not_made_again(make_config, tmp_path, monkeypatch)
     assert curate(make_config(), tmp_path / "out") == json.loads(json.dumps(first))
 
 
-def test_a_changed_source_or_setting_is_refused_in_one_line(
-    make_config, raw, tmp_path
-):
+def test_a_changed_source_or_setting_is_refused_in_one_line(make_config, raw, tmp_path):
     out = tmp_path / "out"
     curate(make_config(), out)
     with pytest.raises(ConfigError, match=r"shard_rows=16, now it is 17"):
