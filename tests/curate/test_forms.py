@@ -171,8 +171,10 @@ JSON = st.recursive(
     max_leaves=8,
 )
 NAMES = st.sampled_from(
-    "messages conversations instruction input output prompt completion response chosen "
-    "rejected text system id metadata answer level difficulty samples".split()
+    """
+    messages conversations instruction input output prompt completion response chosen
+    rejected text system id metadata answer level difficulty samples
+    """.split()  # noqa: SIM905  (a list of this length reads better as text)
 )
 
 
