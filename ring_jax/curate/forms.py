@@ -113,8 +113,9 @@ def _with_verifier(row: Row, config: RawSourceConfig) -> Row:
 
 def _name(record: RawRecord) -> str:
     identity = record.fields.get("id")
-    is_plain = isinstance(identity, str) and identity.isprintable() and identity
-    return identity[:200] if is_plain else record.where
+    if isinstance(identity, str) and identity.isprintable() and identity:
+        return identity[:200]
+    return record.where
 
 
 def _check_json(row: Row) -> None:

@@ -4,6 +4,7 @@
 import gzip
 import json
 import pathlib
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -13,7 +14,7 @@ from array_record.python import (
 )
 
 from ring_jax.config import ConfigError, RawSourceConfig
-from ring_jax.curate.read import open_source
+from ring_jax.curate.read import OpenSource, open_source
 from ring_jax.curate.rows import RawRecord, Rejection
 
 RECORDS = [{"id": f"r{n}", "text": "word " * (n + 1)} for n in range(300)]
@@ -56,6 +57,10 @@ def file(request, tmp_path) -> tuple[str, pathlib.Path]:
     return kind, path
 
 
+def read_all(source: OpenSource, first: int = 0) -> list[Any]:
+    return list(source.read(first))
+
+
 def open_path(kind: str, path: pathlib.Path | str, **more):
     config = RawSourceConfig(kind=kind, path=str(path), licence="CC0-1.0", **more)
     return open_source(config, name="raw", seed=0, max_row_bytes=10_000)
@@ -64,13 +69,13 @@ def open_path(kind: str, path: pathlib.Path | str, **more):
 def test_every_kind_gives_the_same_records_and_starts_anywhere(file):
     kind, path = file
     source = open_path(kind, path)
-    records = list(source.read(0))
+    records = read_all(source)
     assert [record.fields for record in records] == RECORDS
     assert [record.where for record in records][::299] == [
         f"{path.name}:1",
         f"{path.name}:300",
     ]
-    assert list(source.read(257)) == records[257:]
+    assert read_all(source, 257) == records[257:]
 
 
 def test_a_file_cut_in_half_is_refused_or_counted(file):
@@ -115,7 +120,7 @@ def test_a_giant_row_is_turned_away_and_the_next_is_read(tmp_path):
     giant = {"text": "x" * 20_000}
     table = pyarrow.Table.from_pylist([RECORDS[0], giant, RECORDS[1]])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    first, second, third = open_path("parquet", tmp_path / "a.parquet").read(0)
+    first, second, third = read_all(open_path("parquet", tmp_path / "a.parquet"))
     assert isinstance(second, Rejection)
     assert second.reason == "giant"
     assert (first.fields, third.fields) == (RECORDS[0], RECORDS[1])
@@ -126,7 +131,7 @@ def test_files_of_a_folder_come_in_the_order_of_their_names(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
     for path in (tmp_path, tmp_path / "*.jsonl"):
         source = open_path("jsonl", path)
-        assert [record.fields["text"] for record in source.read(0)] == ["a", "b", "c"]
+        assert [record.fields["text"] for record in read_all(source)] == ["a", "b", "c"]
         assert [file.name for file in source.files] == ["a.jsonl", "b.jsonl", "c.jsonl"]
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Purification, screening, consistency, difficulty and topics, on rows by hand."""
 
+import dataclasses
 import random
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_defect_has_its_own_reason_and_its_own_switch(reason, row):
     (result,) = purify([row], config=PurifyConfig())
     assert isinstance(result, Rejection)
     assert result.reason == reason
-    off = PurifyConfig(**{reason: "keep"})
+    off = dataclasses.replace(PurifyConfig(), **{reason: "keep"})
     assert not isinstance(purify([row], config=off)[0], Rejection)
 
 
@@ -132,7 +133,7 @@ def test_a_row_that_steers_is_turned_away(reason, prompt, reply):
     (result,) = screen([make_row(prompt, reply)], config=ScreenConfig())
     assert isinstance(result, Rejection)
     assert result.reason == reason
-    off = ScreenConfig(**{reason: "keep"})
+    off = dataclasses.replace(ScreenConfig(), **{reason: "keep"})
     assert not isinstance(screen([make_row(prompt, reply)], config=off)[0], Rejection)
 
 

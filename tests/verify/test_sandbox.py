@@ -105,9 +105,7 @@ def test_verdicts_come_in_the_order_of_the_rows(sandbox):
     assert outcomes == ["right" if n % 5 == 4 else "wrong" for n in range(200)]
 
 
-def test_a_worker_without_room_is_refused_in_one_line():
-    with (
-        Sandbox(num_workers=1, timeout_seconds=1.0, max_memory_bytes=1000) as small,
-        pytest.raises(ConfigError, match="does not start"),
-    ):
-        small.grade([ask("reasoning_gym/gcd")])
+def test_a_worker_that_cannot_start_is_refused_in_one_line(sandbox, tmp_path):
+    (tmp_path / "reasoning_gym.py").write_text("raise ImportError('half installed')")
+    with pytest.raises(ConfigError, match=r"does not start .*half installed"):
+        sandbox.grade([ask("reasoning_gym/gcd")])
