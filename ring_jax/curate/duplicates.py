@@ -3,8 +3,8 @@
 
 Each row leaves a few hundred bytes of keys, computed from that row alone; all
 comparisons are made over keys. Near duplicates are found by MinHash signatures
-(rensa's: several times as fast as datasketch's, see benchmarks/deduplication.py) and
-banding by sorting: a band costs one sort of 8 bytes a row, and no table that grows.
+(rensa's, which benchmarks/deduplication.py measures beside datasketch's) and banding by
+sorting: a band costs one sort of 8 bytes a row, and no table that grows.
 
 Source: Broder, "On the resemblance and containment of documents" (1997); banding as in
 Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4.

@@ -45,7 +45,7 @@ def sandbox(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("SECRET_OF_THE_SHELL", "1")
     with Sandbox(
-        num_workers=2, timeout_seconds=1.0, max_memory_bytes=2_000_000_000
+        num_workers=2, timeout_seconds=3.0, max_memory_bytes=2_000_000_000
     ) as made:
         yield made
 
@@ -55,8 +55,8 @@ def test_a_hostile_verifier_costs_its_own_row_and_no_other(sandbox):
     questions = [ask(name) for bad in hostile for name in ("match", bad)]
     start = time.monotonic()
     answers = sandbox.grade(questions)
-    # One hang of a second; starting a worker anew takes most of the rest.
-    assert time.monotonic() - start < 60
+    # One hang of three seconds; starting a worker anew takes most of the rest.
+    assert time.monotonic() - start < 300
     assert [answer.outcome for answer in answers[::2]] == ["right"] * len(hostile)
     found = dict(zip(hostile, answers[1::2], strict=True))
     assert {name: answer.outcome for name, answer in found.items()} == {
@@ -78,7 +78,7 @@ def test_what_a_hanging_verifier_started_is_killed_with_it(sandbox):
     child = int(told.detail.split()[-1])
     os.kill(child, 0)  # it lives
     assert sandbox.grade([ask("hangs")] * 2)[0].outcome == "timeout"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and is_alive(child):
         time.sleep(0.05)
     assert not is_alive(child)
