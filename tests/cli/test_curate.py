@@ -2,6 +2,8 @@
 """`ring curate` as a person meets it."""
 
 import json
+import pathlib
+import re
 
 import pytest
 
@@ -90,3 +92,12 @@ def test_the_demo_resolves_to_the_reviewed_settings(check_golden):
     tree = load_config_file("configs/data/demo.py").to_dict()
     config = from_config_dict(CurateConfig, tree)
     check_golden("configs/data/demo.txt", to_json(config) + "\n")
+
+
+def test_the_config_in_the_docs_is_one():
+    text = pathlib.Path("docs/data.md").read_text("utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(snippet, names)
+    config = from_config_dict(CurateConfig, names["get_config"]().to_dict())
+    assert config.sources["maths"].verifier == "match"
