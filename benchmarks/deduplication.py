@@ -66,8 +66,12 @@ def make_texts(num_rows: int) -> list[str]:
 
 def remove_with_ours(texts: list[str]) -> set[int]:
     """Removes with `ring_jax.curate`."""
-    origin = {"source": "s", "domain": "d", "licence": "CC0-1.0", "package": "none==1"}
-    rows = [Row(id=str(n), text=text, **origin) for n, text in enumerate(texts)]
+    rows = [
+        Row(
+            id=str(n), text=t, source="s", domain="d", licence="CC0-1.0", package="p==1"
+        )
+        for n, t in enumerate(texts)
+    ]
     return set(find_duplicates(compute_keys(rows, config=CONFIG), config=CONFIG))
 
 

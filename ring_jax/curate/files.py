@@ -42,10 +42,16 @@ def own_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Makes the output folder, keeps others out while the block runs.
 
     Raises:
-      ConfigError: another curation is at work there, or it is a file.
+      ConfigError: another curation is at work there, it is a file, or it holds other
+        things than a curation.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder for the shards.")
+    others = sorted(file.name for file in folder.glob("[!.]*"))
+    if others and PLAN not in others:
+        raise ConfigError(
+            f"{folder} holds {others[0]!r} and is no curation; name an empty folder."
+        )
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
@@ -66,11 +72,6 @@ def agree_on_plan(folder: pathlib.Path, plan: Mapping[str, Any]) -> None:
     """
     path = folder / PLAN
     if not path.exists():
-        if others := [file.name for file in folder.glob("[!.]*")]:
-            raise ConfigError(
-                f"{folder} holds {sorted(others)[0]!r} and is no curation; name an "
-                "empty folder."
-            )
         write_whole(path, json.dumps(plan, indent=2) + "\n")
         return
     try:

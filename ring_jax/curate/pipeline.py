@@ -67,6 +67,7 @@ def curate(config: CurateConfig, folder: pathlib.Path) -> Manifest:
     with own_folder(folder) as work:
         agree_on_plan(folder, make_plan(config, opened))
         if (folder / MANIFEST).exists():
+            shutil.rmtree(work)
             return load_manifest(folder)
         with open_steps(config, opened.evaluation_sets) as steps:
             chunks = [

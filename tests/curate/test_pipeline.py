@@ -156,8 +156,10 @@ def test_the_number_of_verifying_workers_and_of_rows_in_a_chunk_changes_no_shard
 
 def test_a_finished_folder_is_not_made_again(make_config, tmp_path, monkeypatch):
     first = curate(make_config(), tmp_path / "out")
+    before = contents(tmp_path / "out")
     monkeypatch.setattr(chunks, "examine", None)
     assert curate(make_config(), tmp_path / "out") == json.loads(json.dumps(first))
+    assert contents(tmp_path / "out") == before
 
 
 def test_a_changed_source_or_setting_is_refused_in_one_line(make_config, raw, tmp_path):
@@ -190,6 +192,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(make_config, tmp_path)
     (out / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match="thesis.tex"):
         curate(make_config(), out)
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
 def test_an_empty_source_is_refused(make_config, raw, tmp_path):
