@@ -64,7 +64,10 @@ def test_packed_rows_come_out_whole_apart_and_in_order(algorithm, lengths_C):
         lengths_C, num_bins=num_bins, seq_len=SEQ_LEN, algorithm=algorithm
     )
     bins = [
-        [(number % 3, rows[number]) for number in np.flatnonzero(bins_C == bin_)]
+        [
+            (number % 3, rows[number])
+            for number in np.flatnonzero(bins_C == bin_).tolist()
+        ]
         for bin_ in range(num_bins)
     ]
     packed = packing.stack(bins, seq_len=SEQ_LEN)
