@@ -94,10 +94,11 @@ def test_the_demo_resolves_to_the_reviewed_settings(check_golden):
     check_golden("configs/data/demo.txt", to_json(config) + "\n")
 
 
-def test_the_config_in_the_docs_is_one():
+def test_the_snippets_in_the_docs_run():
     text = pathlib.Path("docs/data.md").read_text("utf-8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
-    exec(snippet, names)
+    for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(snippet, names)
     config = from_config_dict(CurateConfig, names["get_config"]().to_dict())
     assert config.sources["maths"].verifier == "match"
+    assert names["stage"].mixture_changes["more replay"].over_steps == 200
