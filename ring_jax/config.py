@@ -377,6 +377,12 @@ class StageConfig:
         if steps != sorted(set(steps)):
             raise ConfigError(f"mixture_changes begin at {steps}; let them ascend.")
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names all sources that the stage reads, now or after a change."""
+        later = (change.mixture for change in self.mixture_changes.values())
+        return tuple(dict.fromkeys(itertools.chain(self.mixture, *later)))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
@@ -442,9 +448,7 @@ class RunConfig:
         if not self.stages:
             raise ConfigError("stages is empty; a run needs at least one stage.")
         for name, stage in self.stages.items():
-            later = (change.mixture for change in stage.mixture_changes.values())
-            named = {*itertools.chain(stage.mixture, *later)}
-            if unknown := sorted(named - set(self.data.sources)):
+            if unknown := sorted(set(stage.sources) - set(self.data.sources)):
                 near = difflib.get_close_matches(unknown[0], self.data.sources, n=1)
                 advice = f"Did you mean `{near[0]}`?" if near else "Declare it there."
                 raise ConfigError(

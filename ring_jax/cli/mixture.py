@@ -2,7 +2,6 @@
 """What a step of a run reads: planned and packed shares, computed without a row."""
 
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,9 @@ import rich.console
 import rich.table
 
 from ring_jax.config import TOKEN_CLASSES, ConfigError, RunConfig
-from ring_jax.data import pipeline
+from ring_jax.data import mixture_file, prepared
 from ring_jax.data.ledger import Ledger
+from ring_jax.data.stage_ledger import open_ledger
 from ring_jax.data.windows import Windows
 
 CLASSES = TOKEN_CLASSES[1:]
@@ -42,11 +42,9 @@ def print_mixture(
     stage, stage_step = _stage_of(config, step)
     opened = None
     if workdir is not None:
-        opened = pipeline.saved_ledger(config, workdir, stage=stage)
+        opened = mixture_file.saved_ledger(config, workdir, stage=stage)
     if opened is None:
-        with tempfile.TemporaryDirectory() as folder:
-            prepared = pipeline.prepare(config, folder)
-        opened = pipeline.open_ledger(config, prepared.indexes, stage=stage)
+        opened = open_ledger(config, prepared.read(config).indexes, stage=stage)
     summary = _summary(opened, stage_step)
     console.print(_table_of_changes(opened, stage))
     console.print(_table_of_sources(summary["sources"]))

@@ -30,12 +30,9 @@ from ring_jax.cli.settings import load_run_config, require_workdir
 from ring_jax.cli.together import run_together
 from ring_jax.cluster import find_preset, preset_names
 from ring_jax.config import ConfigError, RunConfig, flatten_settings, model_identity
-from ring_jax.data.pipeline import (
-    PreparedData,
-    TrainBatches,
-    mixture_table,
-    prepare,
-)
+from ring_jax.data import mixture_file
+from ring_jax.data.pipeline import TrainBatches, prepare
+from ring_jax.data.prepared import PreparedData
 from ring_jax.evaluate import Panel, panel_table
 from ring_jax.model import Transformer, abstract_transformer
 from ring_jax.report import write_report
@@ -102,11 +99,17 @@ def _train(
     rows = sharding.rows_of_process(mesh, config.train.global_batch_size).tolist()
     for line in (_summary(data), _hardware(mesh), *_compiler_flags(os.environ)):
         console.print(line, highlight=False)
+
+    def open_batches(stage: str) -> TrainBatches:
+        record = functools.partial(mixture_file.record, workdir=workdir, stage=stage)
+        told = record if processes.is_first() else None
+        return TrainBatches(config, data, stage=stage, rows=rows, record=told)
+
     settings = Run(
         config=config,
         workdir=workdir,
         mesh=mesh,
-        open_batches=lambda stage: TrainBatches(config, data, stage=stage, rows=rows),
+        open_batches=open_batches,
         evaluate=Panel(config, data, workdir),
         console=console,
         mirror=tensorboard_mirror(workdir) if config.train.tensorboard else None,
@@ -208,9 +211,7 @@ def _prepare(config: RunConfig, workdir: pathlib.Path) -> PreparedData:
             "machines the same files and packages."
         )
     if processes.is_first():
-        (workdir / "mixture.json").write_text(
-            json.dumps(mixture_table(config, data), indent=2) + "\n", "utf-8"
-        )
+        mixture_file.write(config, data, workdir)
     return data
 
 

@@ -87,6 +87,11 @@ class LengthIndex:
         return np.asarray(self.counts_CU[places], np.int64)
 
 
+def folder_of(workdir: str | os.PathLike[str], name: str, digest: str) -> pathlib.Path:
+    """Returns where a run folder keeps the index of a source."""
+    return pathlib.Path(workdir) / "lengths" / f"{name}-{digest}"
+
+
 def load(folder: str | os.PathLike[str]) -> LengthIndex:
     """Maps a saved index into memory; its rows are read when they are needed.
 

@@ -9,7 +9,7 @@ from ring_jax.cli import status
 from ring_jax.cli.main import main
 from ring_jax.cli.settings import load_config_file, override
 from ring_jax.config import RunConfig, from_config_dict, to_json
-from ring_jax.data import pipeline
+from ring_jax.data import mixture_file, pipeline
 from ring_jax.data.tokenizer import train
 
 MODELS = pathlib.Path(__file__).parent.parent.parent / "configs/models"
@@ -151,8 +151,7 @@ def test_the_mixture_of_a_step_is_told_with_and_without_a_run_folder(
         [("config.stages.base.num_steps", "50")],
     )
     workdir = tmp_path / "run"
-    table = pipeline.mixture_table(config, pipeline.prepare(config, workdir))
-    (workdir / "mixture.json").write_text(json.dumps(table))
+    mixture_file.write(config, pipeline.prepare(config, workdir), workdir)
     (tmp_path / "rows.jsonl").unlink()
     assert main(["inspect", f"--workdir={workdir}", *words]) == status.DONE
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary

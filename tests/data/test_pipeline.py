@@ -4,6 +4,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -23,8 +24,11 @@ from ring_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from ring_jax.data import chat, packing, pipeline
+from ring_jax.data import chat, mixture_file, packing, pipeline
 from ring_jax.data.ledger import Change
+from ring_jax.data.prepared import PreparedData
+from ring_jax.data.stage_ledger import open_ledger
+from ring_jax.data.windows import Windows
 
 SOURCES = {
     "sums": SourceConfig(
@@ -52,7 +56,7 @@ def run_config(*, mixture=None, train=None, stage=None, **data) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> pipeline.PreparedData:
+def prepared(tmp_path_factory) -> PreparedData:
     return pipeline.prepare(run_config(), tmp_path_factory.mktemp("run"))
 
 
@@ -95,7 +99,7 @@ def as_documents(rows, source: int) -> list[tuple[int, tuple, tuple]]:
 def test_every_epoch_keeps_every_row_once(name, prepared):
     with closing(run_config(mixture={name: 1.0}), prepared) as batches:
         seen = [d for batch in take(batches, 64) for d in documents(batch)]
-        num_read = pipeline.Windows(batches.ledger).totals(64)[name].rows
+        num_read = Windows(batches.ledger).totals(64)[name].rows
     rows = as_documents(prepared.rendered[name], prepared.source_index(name))
     assert len(seen) == num_read > 2 * len(rows)
     counts, per_epoch = collections.Counter(seen), collections.Counter(rows)
@@ -285,8 +289,8 @@ def test_workers_resume_to_the_same_bytes(prepared, uninterrupted):
 
 
 def test_the_composition_is_what_the_batches_hold(prepared, uninterrupted):
-    ledger = pipeline.open_ledger(changing(), prepared.indexes, stage="base")
-    windows = pipeline.Windows(ledger)
+    ledger = open_ledger(changing(), prepared.indexes, stage="base")
+    windows = Windows(ledger)
     trained = dict.fromkeys(prepared.sources, 0)
     for step, batch in enumerate(uninterrupted):
         totals = windows.totals(step)
@@ -405,16 +409,59 @@ def test_changed_rows_seed_and_tokenizer_are_refused_unless_allowed(prepared, tm
 def test_a_run_folder_tells_its_mixture_without_reading_rows(tmp_path):
     config = changing()
     prepared = pipeline.prepare(config, tmp_path)
-    assert pipeline.saved_ledger(config, tmp_path, stage="base") is None
-    table = pipeline.mixture_table(config, prepared)
-    (tmp_path / "mixture.json").write_text(json.dumps(table))
-    saved = pipeline.saved_ledger(config, tmp_path, stage="base")
+    assert mixture_file.saved_ledger(config, tmp_path, stage="base") is None
+    mixture_file.write(config, prepared, tmp_path)
+    saved = mixture_file.saved_ledger(config, tmp_path, stage="base")
     assert saved is not None
-    opened = pipeline.open_ledger(config, prepared.indexes, stage="base")
+    opened = open_ledger(config, prepared.indexes, stage="base")
     assert saved.table == opened.table
-    assert pipeline.Windows(saved).composition(73) == (
-        pipeline.Windows(opened).composition(73)
-    )
+    assert Windows(saved).composition(73) == (Windows(opened).composition(73))
+
+
+def test_a_run_folder_tells_what_was_decided_on_the_way(prepared, tmp_path):
+    config = run_config(packing=PackingConfig(window_rows=32))
+    record = functools.partial(mixture_file.record, workdir=tmp_path, stage="base")
+    change = Change(start_step=0, mixture={"prose": 1.0}, reason="general loss rose")
+
+    def told():
+        (stage,) = json.loads((tmp_path / "mixture.json").read_text())
+        return [entry["change"]["reason"] for entry in stage["table"]]
+
+    mixture_file.write(config, prepared, tmp_path)
+    batches = pipeline.TrainBatches(config, prepared, stage="base", record=record)
+    with contextlib.closing(batches):
+        take(batches, 2)
+        early = batches.get_state()
+        take(batches, 8)
+        batches.change_mixture(change)
+        assert told() == ["the stage begins", "general loss rose"]
+        # The run goes on, first as it was, then from a checkpoint before the change.
+        mixture_file.write(config, prepared, tmp_path)
+        assert told() == ["the stage begins", "general loss rose"]
+        batches.set_state(early)
+        next(batches)
+        assert told() == ["the stage begins"]
+    assert [file.name for file in tmp_path.iterdir()] == ["mixture.json"]
+
+
+def test_a_mixture_file_of_other_data_is_written_anew(prepared, tmp_path):
+    config = run_config(packing=PackingConfig(window_rows=32))
+    record = functools.partial(mixture_file.record, workdir=tmp_path, stage="base")
+    mixture_file.write(config, prepared, tmp_path)
+    batches = pipeline.TrainBatches(config, prepared, stage="base", record=record)
+    with contextlib.closing(batches):
+        batches.change_mixture(Change(start_step=0, mixture={"prose": 1.0}))
+    other = run_config(packing=PackingConfig(window_rows=64))
+    mixture_file.write(other, prepared, tmp_path)
+    (stage,) = json.loads((tmp_path / "mixture.json").read_text())
+    assert len(stage["table"]) == 1
+    assert stage["identity"]["packing.window_rows"] == 64
+
+
+def test_a_damaged_mixture_file_is_told_in_one_line(prepared, tmp_path):
+    (tmp_path / "mixture.json").write_text('[{"stage": "ba')
+    with pytest.raises(ConfigError, match=r"mixture\.json cannot be read.*delete it"):
+        mixture_file.write(run_config(), prepared, tmp_path)
 
 
 def test_heldout_batches_hold_each_heldout_row_once(prepared):
@@ -450,11 +497,11 @@ def test_long_rows_are_dropped_and_counted(tmp_path):
 BAD = {
     "stop": (
         {"class_weights": {"prompt": 1, "think": 1, "answer": 1, "tool": 1, "stop": 0}},
-        r"row sums/train/0: stage base does not train its stop token",
+        r"stage base does not train the stop token \(data\.class_weights\.stop=0\)",
     ),
     "masked": (
         {"class_weights": {"prompt": 0, "think": 1, "answer": 0, "tool": 1, "stop": 1}},
-        r"row orders/.*: stage base trains none of its tokens",
+        r"row prose/.*: stage base trains none of its tokens \(39 of 39 rows",
     ),
     "classes": ({"class_weights": {"answer": 1.0}}, "class_weights lacks"),
     "short": ({"train": {"seq_len": 8}}, "rows are longer than train.seq_len=8"),

@@ -26,6 +26,7 @@ from ring_jax.config import (
     TrainConfig,
 )
 from ring_jax.data import chat, pipeline
+from ring_jax.data.prepared import PreparedData
 from ring_jax.data.schema import Message
 from ring_jax.data.sources import SourceRows
 from ring_jax.evaluate import Panel, panel_table
@@ -76,7 +77,7 @@ KEYS = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> pipeline.PreparedData:
+def data(tmp_path_factory) -> PreparedData:
     return pipeline.prepare(CONFIG, tmp_path_factory.mktemp("run"))
 
 

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start gate: what would train nothing, or all of it, ends before the first step.
+
+Everything is judged by length indexes and ledgers, so it costs the same for a thousand
+rows and for a billion.
+"""
+
+import numpy as np
+
+from ring_jax.config import TOKEN_CLASSES, ConfigError, RunConfig
+from ring_jax.data.prepared import PreparedData
+from ring_jax.data.stage_ledger import class_weights_table, open_ledger
+
+PROMPT = TOKEN_CLASSES.index("prompt") - 1
+STOP = TOKEN_CLASSES.index("stop") - 1
+"""Columns of a length index, which has none for padding."""
+
+
+def check(config: RunConfig, data: PreparedData) -> None:
+    """Refuses data that a stage cannot learn from.
+
+    Raises:
+      ConfigError: a stage leaves the stop token untrained, has a row without a trained
+        token, trains conversations whole without saying so, or has a source of which
+        no row ever comes; one line with names, values and what to do.
+    """
+    for stage in config.stages:
+        weights_U = class_weights_table(config, stage=config.stages[stage])[1:]
+        if not weights_U[STOP]:
+            raise ConfigError(
+                f"stage {stage} does not train the stop token (data.class_weights.stop="
+                "0), so the model would never end a turn; raise it above 0."
+            )
+        for source in config.stages[stage].sources:
+            _check_some_trained(data, weights_U, stage=stage, source=source)
+            _check_not_all_trained(config, data, weights_U, stage=stage, source=source)
+        _check_reached(config, data, stage=stage)
+
+
+def _check_some_trained(
+    data: PreparedData, weights_U: np.ndarray, *, stage: str, source: str
+) -> None:
+    index = data.indexes[source]
+    is_reply_U = (weights_U > 0) & (np.arange(len(weights_U)) != STOP)
+    is_used_C = np.asarray(index.counts_CU[:, STOP] > 0)
+    trained_C = np.asarray(index.counts_CU[:, is_reply_U]).sum(axis=1)
+    (empty,) = np.nonzero(is_used_C & (trained_C == 0))
+    if len(empty):
+        first = int(index.rows_C[empty].min())
+        row = data.sources[source].train[int(data.origins[source][first])]
+        raise ConfigError(
+            f"row {row.id}: stage {stage} trains none of its tokens ({len(empty)} of "
+            f"{index.num_rows} rows of source {source} are so); raise "
+            "data.class_weights of its classes or drop the row."
+        )
+
+
+def _check_not_all_trained(
+    config: RunConfig,
+    data: PreparedData,
+    weights_U: np.ndarray,
+    *,
+    stage: str,
+    source: str,
+) -> None:
+    has_prompts = data.indexes[source].sums_JU[:, PROMPT].any()
+    # A prompt that weighs less than the reply is somebody's choice.
+    is_all_ones = len(set(weights_U.tolist())) == 1
+    if has_prompts and is_all_ones and not config.stages[stage].train_prompts:
+        raise ConfigError(
+            f"stage {stage} trains every token of source {source}, prompts like "
+            f"replies (data.class_weights.prompt={weights_U[PROMPT]:g}); set that to "
+            f"0, or stages.{stage}.train_prompts=True if it is meant."
+        )
+
+
+def _check_reached(config: RunConfig, data: PreparedData, *, stage: str) -> None:
+    settings = config.stages[stage]
+    opened = open_ledger(config, data.indexes, stage=stage)
+    num_windows = -(-settings.num_steps // opened.geometry.window_steps)
+    places = opened.places(num_windows)
+    for source in settings.sources:
+        if not places[source].rows:
+            index = data.indexes[source]
+            tokens = int(index.sums_JU.sum()) // max(1, index.num_rows)
+            raise ConfigError(
+                f"stage {stage}: no row of source {source} comes in its "
+                f"{settings.num_steps} steps (a row has {tokens} tokens on average, "
+                f"the share in stages.{stage} is {_shares(config, stage, source)}); "
+                "raise its share or num_steps, begin its change earlier, or leave it "
+                "out."
+            )
+
+
+def _shares(config: RunConfig, stage: str, source: str) -> str:
+    settings = config.stages[stage]
+    mixtures = [
+        settings.mixture,
+        *(change.mixture for change in settings.mixture_changes.values()),
+    ]
+    shares = [mixture.get(source, 0) / sum(mixture.values()) for mixture in mixtures]
+    return ", then ".join(f"{100 * share:.3g} %" for share in shares)
