@@ -195,6 +195,9 @@ class PackingConfig:
     a change of the mixture begins with the next such window."""
     fill: float | None = None
     """Share of a packed row that tokens take; None measures what the lengths allow."""
+    no_room: Literal["drop", "refuse"] = "drop"
+    """What becomes of a row that found no room in four windows after its own: left out
+    and counted, or the run ends."""
 
     def __post_init__(self):
         if self.window_rows < 8:

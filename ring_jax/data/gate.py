@@ -8,9 +8,14 @@ rows and for a billion.
 import numpy as np
 
 from ring_jax.config import TOKEN_CLASSES, ConfigError, RunConfig
+from ring_jax.data.ledger import Ledger
 from ring_jax.data.prepared import PreparedData
 from ring_jax.data.stage_ledger import class_weights_table, open_ledger
+from ring_jax.data.windows import MAX_DELAY, Windows
 
+MAX_LEFT_OUT = 0.01
+"""Of the tokens of the windows that are tried, for want of room in them."""
+NUM_TRIED = 8
 PROMPT = TOKEN_CLASSES.index("prompt") - 1
 STOP = TOKEN_CLASSES.index("stop") - 1
 """Columns of a length index, which has none for padding."""
@@ -34,7 +39,10 @@ def check(config: RunConfig, data: PreparedData) -> None:
         for source in config.stages[stage].sources:
             _check_some_trained(data, weights_U, stage=stage, source=source)
             _check_not_all_trained(config, data, weights_U, stage=stage, source=source)
-        _check_reached(config, data, stage=stage)
+        opened = open_ledger(config, data.indexes, stage=stage)
+        _check_reached(config, data, opened, stage=stage)
+        if config.data.packing.fill is not None:
+            _check_room(config, opened, stage=stage)
 
 
 def _check_some_trained(
@@ -74,11 +82,11 @@ def _check_not_all_trained(
         )
 
 
-def _check_reached(config: RunConfig, data: PreparedData, *, stage: str) -> None:
+def _check_reached(
+    config: RunConfig, data: PreparedData, opened: Ledger, *, stage: str
+) -> None:
     settings = config.stages[stage]
-    opened = open_ledger(config, data.indexes, stage=stage)
-    num_windows = -(-settings.num_steps // opened.geometry.window_steps)
-    places = opened.places(num_windows)
+    places = opened.places(_num_windows(config, opened, stage=stage))
     for source in settings.sources:
         if not places[source].rows:
             index = data.indexes[source]
@@ -90,6 +98,25 @@ def _check_reached(config: RunConfig, data: PreparedData, *, stage: str) -> None
                 "raise its share or num_steps, begin its change earlier, or leave it "
                 "out."
             )
+
+
+def _check_room(config: RunConfig, opened: Ledger, *, stage: str) -> None:
+    """Packs windows here and there; a fill that was measured needs no such trial."""
+    windows, left_out, tokens = Windows(opened), 0, 0
+    last = _num_windows(config, opened, stage=stage) + MAX_DELAY
+    for window in range(MAX_DELAY, last, max(1, last // NUM_TRIED)):
+        left_out += int(windows.left_out(window).lengths_C.sum())
+        tokens += int(opened.rows(window).lengths_C.sum())
+    if left_out > MAX_LEFT_OUT * tokens:
+        raise ConfigError(
+            f"stage {stage}: with data.packing.fill={config.data.packing.fill}, "
+            f"{100 * left_out / tokens:.2g} % of the tokens find no room in "
+            f"{MAX_DELAY} windows; lower it, or set it to None to have it measured."
+        )
+
+
+def _num_windows(config: RunConfig, opened: Ledger, *, stage: str) -> int:
+    return -(-config.stages[stage].num_steps // opened.geometry.window_steps)
 
 
 def _shares(config: RunConfig, stage: str, source: str) -> str:

@@ -116,6 +116,8 @@ class Geometry:
     trained_classes: tuple[bool, ...]
     seed: str
     """Of the orders of rows; names run and stage."""
+    no_room: Literal["drop", "refuse"] = "drop"
+    """What becomes of a row that finds no room for too long."""
 
     @property
     def num_bins(self) -> int:

@@ -24,7 +24,7 @@ from ring_jax.data.stage_ledger import (
     open_ledger,
     stage_identity,
 )
-from ring_jax.data.windows import Windows
+from ring_jax.data.windows import MAX_DELAY, Windows
 
 NUM_PREFETCHED = 4
 """Batches made ahead by a thread while a step runs."""
@@ -69,8 +69,9 @@ class TrainBatches(Iterator[Batch]):
     """The batches of one stage, without end; numpy arrays, made ahead.
 
     A batch is a function of the ledger's table and of its step. So the state is the
-    number of batches that were handed out, and the table; it does not depend on how
-    many processes share a batch, nor on how many workers make them.
+    number of batches that were handed out, and the table (beside a count for people, of
+    rows left out); it does not depend on how many processes share a batch, nor on how
+    many workers make them.
     """
 
     def __init__(
@@ -102,7 +103,8 @@ class TrainBatches(Iterator[Batch]):
         weights = class_weights_table(config, stage=config.stages[stage])
         self._to_batch = _ToBatch(weights, config.model.pad_id)
         self._position = 0
-        self._iterator: grain.DatasetIterator[Batch] | None = None
+        self._num_left_out = 0
+        self._iterator: grain.DatasetIterator[tuple[Batch, int]] | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -113,7 +115,17 @@ class TrainBatches(Iterator[Batch]):
         if self._iterator is None:
             self._tell()
             self._iterator = self._open(self._position)
-        batch = next(self._iterator)
+        batch, num_left_out = next(self._iterator)
+        if num_left_out:
+            self._num_left_out += num_left_out
+            logging.warning(
+                "step %d: %d rows found no room in %d windows and are left out, %d so "
+                "far; a lower data.packing.fill gives them room",
+                self._position,
+                num_left_out,
+                MAX_DELAY,
+                self._num_left_out,
+            )
         self._position += 1
         return batch
 
@@ -121,6 +133,7 @@ class TrainBatches(Iterator[Batch]):
         """Tells where the next batch begins."""
         return {
             "position": self._position,
+            "left_out": self._num_left_out,
             "table": [entry.to_json() for entry in self._ledger.table],
             "identity": self._identity,
         }
@@ -147,6 +160,7 @@ class TrainBatches(Iterator[Batch]):
         else:
             table = [entry_from_json(entry) for entry in state["table"]]
             self._ledger = continued(self._of_config, table, position=position)
+        self._num_left_out = state["left_out"]
         self._restart(position)
 
     def change_mixture(self, change: Change) -> int:
@@ -222,7 +236,12 @@ class _Steps:
         return sys.maxsize - self._first
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        bins = self._windows.bins(self._first + index)
+        step = self._first + index
+        window_steps = self._windows.ledger.geometry.window_steps
+        bins = self._windows.bins(step)
+        num_left_out = 0
+        if step % window_steps == 0:
+            num_left_out = len(self._windows.left_out(step // window_steps).places_C)
         chosen = [
             [
                 (source, self._rendered[source][row])
@@ -234,7 +253,10 @@ class _Steps:
             ]
             for line in self._rows
         ]
-        return packing.stack(chosen, seq_len=self._windows.ledger.geometry.seq_len)
+        seq_len = self._windows.ledger.geometry.seq_len
+        # Counted once, with the window's first step, whichever rows a process takes.
+        count = {"left_out": np.full(1, num_left_out)}
+        return packing.stack(chosen, seq_len=seq_len) | count
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -250,7 +272,8 @@ class _ToBatch(grain.transforms.Map):
         self._weights_by_class = weights_by_class
         self._pad_id = pad_id
 
-    def map(self, packed: Mapping[str, np.ndarray]) -> Batch:
-        return packing.to_batch(
+    def map(self, packed: Mapping[str, np.ndarray]) -> tuple[Batch, int]:
+        batch = packing.to_batch(
             packed, weights_by_class=self._weights_by_class, pad_id=self._pad_id
         )
+        return batch, int(packed["left_out"][0])

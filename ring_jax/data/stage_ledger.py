@@ -85,6 +85,7 @@ def open_ledger(
         fill=config.data.packing.fill,
         trained_classes=tuple((weights[1:] > 0).tolist()),
         seed=f"{config.seed}/{stage}",
+        no_room=config.data.packing.no_room,
     )
     opened = Ledger(indexes, geometry, [])
     for change in _changes(settings):

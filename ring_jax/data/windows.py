@@ -5,7 +5,9 @@ A window has a fixed number of bins, so step N always lies in window N // window
 Its own rows go in first, which depends on nothing else. A row that finds no room goes
 on to later windows, into what their own rows leave free, and there the youngest go
 first: so where it ends depends only on the windows that it passes, and a window on the
-`MAX_DELAY` before it. Bins are dealt to the window's steps, in a shuffled order.
+`MAX_DELAY` before it. A row that finds no room in all of these is left out and
+counted, or ends the run, as `data.packing.no_room` says. Bins are dealt to the window's
+steps, in a shuffled order.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ from ring_jax.data.ledger import Ledger, WindowRows
 from ring_jax.data.walk import Place, shuffled
 
 MAX_DELAY = 4
-"""Windows that a row may be late; a row that finds no room for longer is an error."""
+"""Windows that a row may be late."""
 NUM_CACHED = 2 * MAX_DELAY
 
 
@@ -43,6 +45,16 @@ class _Packed:
     rows: WindowRows
     bins_C: np.ndarray
     """i64[C], -1 where a row found no room."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Whole:
+    """A window with the rows of earlier ones in it."""
+
+    packed: _Packed
+    waiting: list[WindowRows]
+    """Rows for later windows, of each window that they come from."""
+    left_out: WindowRows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,11 +91,12 @@ class Windows:
         """Lists the packed rows of a step of the stage.
 
         Raises:
-          ConfigError: a row has found no room for `MAX_DELAY` windows.
+          ConfigError: a row has found no room for `MAX_DELAY` windows, and such rows
+            are refused.
         """
         geometry = self.ledger.geometry
         window, offset = divmod(step, geometry.window_steps)
-        packed, _ = self._whole(window)
+        packed = self._whole(window).packed
         seed = _seed(geometry.seed)
         # Neighbouring bins hold rows that are alike (as long as each other, or as new);
         # dealt out like cards, they give each step its part of every kind.
@@ -92,15 +105,23 @@ class Windows:
         chosen = first + geometry.window_steps * lines
         return [self._bin(packed, int(bin_)) for bin_ in chosen]
 
+    def left_out(self, window: int) -> WindowRows:
+        """Lists the rows for which this window was the last that could hold them."""
+        return self._whole(window).left_out
+
     def composition(self, step: int) -> dict[str, Share]:
         """Counts what a step holds of each source, without reading a row."""
         return self._counted(self.bins(step))
 
     def totals(self, step: int) -> dict[str, Place]:
-        """Counts what all steps of the stage before this one fed, by source."""
+        """Counts what all steps of the stage before this one fed, by source.
+
+        Rows that were left out (`left_out`) are in these sums: which they were is
+        known window by window only.
+        """
         window, offset = divmod(step, self.ledger.geometry.window_steps)
         totals = self.ledger.places(window)
-        late = self._whole(window - 1)[1] if window else []
+        late = self._whole(window - 1).waiting if window else []
         fed = [
             self._counted(self.bins(window * self.ledger.geometry.window_steps + i))
             for i in range(offset)
@@ -160,14 +181,27 @@ class Windows:
             bins_C = packing.assign(rows.lengths_C, **sizes, algorithm="best_fit")
         return _Packed(rows, bins_C)
 
-    def _pack_whole(self, window: int) -> tuple[_Packed, list[WindowRows]]:
-        """Packs a window with the rows of earlier ones; returns those still waiting."""
+    def _pack_whole(self, window: int) -> _Whole:
+        """Packs a window with the rows of earlier ones."""
         waiting: list[tuple[int, WindowRows]] = []
         packed = None
         for number in range(max(0, window - MAX_DELAY), window + 1):
             packed, waiting = self._with_late(number, waiting)
         assert packed is not None
-        return packed, [rows for _, rows in waiting]
+        left_out = _chosen(packed.rows, np.zeros(len(packed.bins_C), bool))
+        if waiting and waiting[-1][0] <= window - MAX_DELAY:
+            left_out = waiting.pop()[1]
+            self._check_room(window)
+        return _Whole(packed, [rows for _, rows in waiting], left_out)
+
+    def _check_room(self, window: int) -> None:
+        if self.ledger.geometry.no_room == "refuse":
+            fill = self.ledger.table[self.ledger.entry_number(window)].fill
+            raise ConfigError(
+                f"data.packing: rows of window {window - MAX_DELAY} find no room in "
+                f"{MAX_DELAY} windows; set data.packing.fill below {fill}, or "
+                'data.packing.no_room="drop" to leave such rows out.'
+            )
 
     def _with_late(
         self, number: int, waiting: list[tuple[int, WindowRows]]
@@ -186,12 +220,6 @@ class Windows:
             bins_C = np.concatenate([bins_C, late_bins_C[is_placed]])
             if not is_placed.all():
                 left.append((origin, _chosen(late, ~is_placed)))
-        if left and left[-1][0] <= number - MAX_DELAY:
-            raise ConfigError(
-                f"data.packing: rows of window {left[-1][0]} find no room in "
-                f"{MAX_DELAY} windows; set data.packing.fill below "
-                f"{self.ledger.table[self.ledger.entry_number(number)].fill}."
-            )
         if not is_in.all():
             left.insert(0, (number, _chosen(own.rows, ~is_in)))
         return _Packed(rows, bins_C), left

@@ -12,6 +12,7 @@ from ring_jax.config import (
     DataConfig,
     MixtureChangeConfig,
     ModelConfig,
+    PackingConfig,
     RunConfig,
     SourceConfig,
     StageConfig,
@@ -89,6 +90,10 @@ REFUSED = {
     "a share too small for one row": (
         {"stage": {"mixture": {"sums": 1.0, "calls": 1e-7}, "num_steps": 8}},
         r"no row of source calls comes in its 8 steps .*is 1e-05 %",
+    ),
+    "windows planned too full": (
+        {"packing": PackingConfig(fill=1.0, window_rows=8)},
+        r"with data\.packing\.fill=1\.0, .* % of the tokens find no room .*lower it",
     ),
     "a change behind the last step": (
         {"stage": {"mixture": {"sums": 1.0}, "mixture_changes": LATE}},

@@ -232,6 +232,22 @@ def test_stages_walk_in_orders_of_their_own(prepared):
         assert not np.array_equal(next(left).ids_BT, next(right).ids_BT)
 
 
+def test_rows_without_room_are_counted_alike_wherever_one_begins(prepared):
+    config = run_config(packing=PackingConfig(window_rows=8, fill=1.0))
+    windows = Windows(open_ledger(config, prepared.indexes, stage="base"))
+    counts = [len(windows.left_out(window).places_C) for window in range(21)]
+    assert sum(counts) > 0, "else this test shows nothing"
+    with closing(config, prepared) as batches:
+        # Into the window of 41: its first step has counted, the next window has not.
+        take(batches, 41)
+        state = json.loads(json.dumps(batches.get_state()))
+    assert state["left_out"] == sum(counts)
+    with closing(config, prepared) as again:
+        again.set_state(state)
+        take(again, 1)
+        assert again.get_state()["left_out"] == sum(counts)
+
+
 CHANGES = {
     "later": MixtureChangeConfig(step=70, mixture={"orders": 1.0, "sums": 1.0}),
 }

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ring_jax.config import ConfigError
 from ring_jax.data.ledger import Ledger
-from ring_jax.data.windows import Windows
+from ring_jax.data.length_index import LengthIndex
+from ring_jax.data.windows import MAX_DELAY, Windows
 
 ALGORITHMS = ("best_fit", "first_fit")
 
@@ -118,12 +119,38 @@ def test_what_was_fed_adds_up_at_every_step(tight):
         rows += share.rows
 
 
-def test_rows_that_never_find_room_are_told_and_not_lost(lengths):
-    indexes = {"a": lengths.index_of([200] * 40)}
-    ledger = lengths.open_ledger(indexes, {"a": 1.0}, fill=0.9)
+@pytest.fixture(scope="module")
+def crowded(lengths) -> dict[str, LengthIndex]:
+    """Rows that leave 56 of 256 tokens free, in bins that are planned fuller."""
+    return {"a": lengths.index_of([200] * 40)}
+
+
+def test_rows_that_never_find_room_end_a_run_that_wants_it_so(crowded, lengths):
+    ledger = lengths.open_ledger(crowded, {"a": 1.0}, fill=0.9, no_room="refuse")
     with pytest.raises(ConfigError, match=r"set data\.packing\.fill below 0\.9"):
         for step in range(80):
             Windows(ledger).bins(step)
+
+
+def test_rows_that_never_find_room_are_left_out_and_counted(crowded, lengths):
+    ledger = lengths.open_ledger(crowded, {"a": 1.0}, fill=0.9)
+    windows, num_windows = Windows(ledger), 20
+    fed, dealt, gone = (collections.Counter() for _ in range(3))
+    for window in range(num_windows):
+        dealt.update(ledger.rows(window).places_C.tolist())
+        gone.update(windows.left_out(window).places_C.tolist())
+        for step in range(4 * window, 4 * window + 4):
+            fed.update(place for _, place in rows_of(windows, step))
+        # From anywhere, the same rows are left out.
+        alone = Windows(ledger).left_out(window)
+        np.testing.assert_array_equal(alone.places_C, windows.left_out(window).places_C)
+    # 16 bins take 16 of these rows; 0.9 of their tokens are 18.4.
+    assert gone.total() == pytest.approx(2.4 * (num_windows - MAX_DELAY), abs=2)
+    waiting = windows._whole(num_windows - 1).waiting
+    assert dealt.total() == (fed + gone).total() + sum(
+        len(rows.places_C) for rows in waiting
+    )
+    assert not (fed + gone) - dealt
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
