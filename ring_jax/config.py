@@ -179,7 +179,29 @@ class SourceConfig:
     """For generated sources: the task's name, such as `chain_sum`."""
     level: Literal["", "easy", "medium", "hard"] = ""
     path: str | None = None
-    """For file sources: the file to read."""
+    """For `jsonl`: the file to read. For `array_record`: shards, by a file, a folder or
+    a pattern."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LongRowsConfig:
+    """Training rows longer than a packed row. An answer is never cut."""
+
+    policy: Literal["drop", "split"] = "drop"
+    """`drop` leaves them out; `split` cuts their reasoning (or a plain text) behind
+    paragraphs, lines or sentences; parts begin with the prompt and with the end of the
+    reasoning so far."""
+    carried_tokens: int = 256
+    """Reasoning that `split` repeats before it goes on, at most half of a part."""
+    max_loss: float = 0.05
+    """Share of the tokens of a source that may be in rows left out; more is refused."""
+
+    def __post_init__(self):
+        if self.carried_tokens < 1 or not 0 <= self.max_loss <= 1:
+            raise ConfigError(
+                f"carried_tokens={self.carried_tokens} must be at least 1, and "
+                f"max_loss={self.max_loss} from 0 to 1."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,6 +247,7 @@ class DataConfig:
         }
     )
     """Loss weight of each token class."""
+    long_rows: LongRowsConfig = dataclasses.field(default_factory=LongRowsConfig)
     packing: PackingConfig = dataclasses.field(default_factory=PackingConfig)
     cache_dir: str | None = None
     """Where trained tokenizers are kept; None: the run folder."""

@@ -158,9 +158,9 @@ def _initial_model(config: RunConfig) -> Callable[[], Transformer]:
 
 
 def _summary(data: PreparedData) -> str:
-    num_rows = sum(len(rows) for rows in data.rendered.values())
-    num_tokens = sum(len(row.ids) for rows in data.rendered.values() for row in rows)
-    num_dropped = sum(data.num_dropped.values())
+    num_rows = sum(index.num_rows for index in data.indexes.values())
+    num_tokens = sum(index.num_tokens for index in data.indexes.values())
+    num_dropped = sum(report.rows_left_out for report in data.lengths.values())
     dropped = f", {num_dropped} too long" if num_dropped else ""
     return (
         f"{num_rows:,} rows of {len(data.rendered)} sources, {num_tokens:,} tokens "
@@ -204,7 +204,7 @@ def _prepare(config: RunConfig, workdir: pathlib.Path) -> PreparedData:
         folder = workdir
         if not processes.is_first():
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-        data = prepare(config, folder)
+        data = prepare(config, folder, kept_in=workdir)
     if not processes.have_same(bytes.fromhex(data.digest)):
         raise ConfigError(
             f"the processes read different data (here {data.digest}); give all "

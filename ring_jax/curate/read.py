@@ -16,18 +16,19 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
-from array_record.python import (
-    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  # no stub
-)
-
 from ring_jax.config import ConfigError, RawSourceConfig, SourceConfig
 from ring_jax.curate.rows import RawRecord, Rejection, excerpt
 from ring_jax.data import sources as packages
 from ring_jax.data.schema import Row
+from ring_jax.data.sources.record_files import (
+    BATCH,
+    SUFFIX,
+    RecordFiles,
+    count_records,
+    find_files,
+)
 
 STEP = "read"
-_BATCH = 256
-"""Records of a Parquet or ArrayRecord file that are decoded together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +67,7 @@ def open_source(
 
         return OpenSource(name=name, config=config, files=(), read=read_rows)
     if config.kind not in READERS:
-        known = [*READERS, *(kind for kind in packages.READERS if kind != "jsonl")]
+        known = [*READERS, *(k for k in packages.READERS if k not in READERS)]
         raise ConfigError(f"sources.{name}.kind={config.kind!r} must be one of {known}")
     if not config.licence:
         raise ConfigError(
@@ -114,16 +115,11 @@ def read_package(
 def _find(config: RawSourceConfig, name: str) -> list[pathlib.Path]:
     if not config.path:
         raise ConfigError(f"sources.{name}.path is empty; name files of {config.kind}.")
-    path = pathlib.Path(config.path)
-    if path.is_dir():
-        found = [file for file in path.rglob("*") if file.is_file()]
-    elif path.is_file():
-        found = [path]
-    else:
-        found = [file for file in path.parent.glob(path.name) if file.is_file()]
+    suffix = SUFFIX if config.kind == "array_record" else ""
+    found = find_files(config.path, suffix=suffix)
     if not found:
         raise ConfigError(f"sources.{name}.path={config.path!r} names no file.")
-    return sorted(found)
+    return found
 
 
 def _describe(path: pathlib.Path) -> SourceFile:
@@ -251,7 +247,7 @@ def _read_parquet(
     arrow, number = _pyarrow(), 0
     try:
         with arrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH):
+            for batch in file.iter_batches(BATCH):
                 for index in range(batch.num_rows):
                     number += 1
                     record = batch.slice(index, 1)
@@ -281,31 +277,22 @@ def _parquet_record(
 
 def _check_array_record(path: pathlib.Path, where: str) -> None:
     try:
-        reader = array_record_module.ArrayRecordReader(str(path))
-        is_whole = reader.ok() and reader.num_records() > 0
-        reader.close()
+        count_records(path)
     except RuntimeError as error:
         _refuse(path, where, error)
-    if not is_whole:
-        _refuse(path, where, "no ArrayRecord, cut off, or empty")
 
 
 def _read_array_record(
     path: pathlib.Path, source: str, max_row_bytes: int
 ) -> Iterator[RawRecord | Rejection]:
     try:
-        reader = array_record_module.ArrayRecordReader(str(path))
-        total = reader.num_records()
-        for first in range(0, total, _BATCH):
-            lines = reader.read(first, min(first + _BATCH, total))
-            for number, line in enumerate(lines, first + 1):
-                where = f"{path.name}:{number}"
-                if len(line) > max_row_bytes:
-                    detail = f"{len(line)} bytes, max_row_bytes={max_row_bytes}"
-                    yield _turn_away(where, source, "giant", detail, line)
-                else:
-                    yield _parse(line + b"\n", where, source)
-        reader.close()
+        for number, line in enumerate(RecordFiles([path]), 1):
+            where = f"{path.name}:{number}"
+            if len(line) > max_row_bytes:
+                detail = f"{len(line)} bytes, max_row_bytes={max_row_bytes}"
+                yield _turn_away(where, source, "giant", detail, line)
+            else:
+                yield _parse(line + b"\n", where, source)
     except (RuntimeError, IndexError) as error:
         _refuse(path, f"sources.{source}", error)
 

@@ -25,10 +25,13 @@ def check(config: RunConfig, data: PreparedData) -> None:
     """Refuses data that a stage cannot learn from.
 
     Raises:
-      ConfigError: a stage leaves the stop token untrained, has a row without a trained
+      ConfigError: too much of a source is in rows left out for their length; a stage
+        leaves the stop token untrained, has a row without a trained
         token, trains conversations whole without saying so, or has a source of which
         no row ever comes; one line with names, values and what to do.
     """
+    for source in dict.fromkeys(s for st in config.stages.values() for s in st.sources):
+        _check_loss(config, data, source=source)
     for stage in config.stages:
         weights_U = class_weights_table(config, stage=config.stages[stage])[1:]
         if not weights_U[STOP]:
@@ -45,12 +48,23 @@ def check(config: RunConfig, data: PreparedData) -> None:
             _check_room(config, opened, stage=stage)
 
 
+def _check_loss(config: RunConfig, data: PreparedData, *, source: str) -> None:
+    report = data.lengths[source]
+    if report.loss > config.data.long_rows.max_loss:
+        raise ConfigError(
+            f"data.sources.{source}: {report.rows_left_out} of {report.rows} rows, "
+            f"with {100 * report.loss:.3g} % of its tokens, are longer than "
+            f"train.seq_len={config.train.seq_len} and left out; raise seq_len, try "
+            'data.long_rows.policy="split", or allow it with data.long_rows.max_loss.'
+        )
+
+
 def _check_some_trained(
     data: PreparedData, weights_U: np.ndarray, *, stage: str, source: str
 ) -> None:
     index = data.indexes[source]
     is_reply_U = (weights_U > 0) & (np.arange(len(weights_U)) != STOP)
-    is_used_C = np.asarray(index.counts_CU[:, STOP] > 0)
+    is_used_C = np.asarray(index.counts_CU).any(axis=1)
     trained_C = np.asarray(index.counts_CU[:, is_reply_U]).sum(axis=1)
     (empty,) = np.nonzero(is_used_C & (trained_C == 0))
     if len(empty):

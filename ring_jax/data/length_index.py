@@ -68,6 +68,11 @@ class LengthIndex:
         """Rows that count."""
         return int(self.used_J.sum())
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of these rows; the first of each is predicted of none."""
+        return int(self.sums_JU.sum()) + self.num_rows
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the index as a folder, in one move; an equal one may be there."""
         folder = pathlib.Path(folder)

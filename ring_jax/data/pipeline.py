@@ -30,17 +30,27 @@ NUM_PREFETCHED = 4
 """Batches made ahead by a thread while a step runs."""
 
 
-def prepare(config: RunConfig, workdir: str | os.PathLike[str]) -> PreparedData:
+def prepare(
+    config: RunConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    kept_in: str | os.PathLike[str] | None = None,
+) -> PreparedData:
     """Reads and tokenizes what a run trains on, and lets it through the start gate.
 
     Writes `<workdir>/tokenizer/tokenizer.json` and `<workdir>/lengths/`, the length
     index of each source, last, when all checks have passed.
 
+    Args:
+      config: of the run.
+      workdir: the folder to write to.
+      kept_in: a run folder to look for known lengths of rows; None means `workdir`.
+
     Raises:
       ConfigError: as `prepared.read` and `gate.check` do, or the run folder has another
         tokenizer.
     """
-    data = prepared_data.read(config)
+    data = prepared_data.read(config, kept_in or workdir)
     gate.check(config, data)
     prepared_data.save(data, workdir)
     return data

@@ -4,19 +4,23 @@
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from absl import logging
 
 from ring_jax.config import ConfigError, RunConfig
 from ring_jax.data import chat, length_index, sources
 from ring_jax.data import tokenizer as tokenizers
 from ring_jax.data.chat import Rendered
 from ring_jax.data.length_index import LengthIndex
+from ring_jax.data.long_rows import LengthPolicy, LengthReport
+from ring_jax.data.rendered_rows import RenderedRows, render_in_turn
 from ring_jax.data.sources import SourceRows
+from ring_jax.data.sources.split import prompt_of
 from ring_jax.data.tokenizer import Tokenizer
 
 
@@ -26,16 +30,16 @@ class PreparedData:
 
     tokenizer: Tokenizer
     sources: Mapping[str, SourceRows]
-    rendered: Mapping[str, list[Rendered]]
-    """Training rows that fit into a packed row."""
+    rendered: Mapping[str, Sequence[Rendered]]
+    """Training rows, and parts of them, that fit into a packed row."""
     origins: Mapping[str, np.ndarray]
-    """i64[C], the training row that each of `rendered` was made of."""
-    num_dropped: Mapping[str, int]
-    """Training rows longer than `train.seq_len`, by source."""
+    """i64[C], the training row that each of `rendered` was made of, ascending."""
+    lengths: Mapping[str, LengthReport]
+    """What became of rows longer than `train.seq_len`, by source."""
     indexes: Mapping[str, LengthIndex]
     """Tokens of every row of `rendered` by class."""
     row_digests: Mapping[str, str]
-    """Hash of the tokens and classes of every source's rows."""
+    """Hash of what every source's rows are, or follow from."""
     tokenizer_digest: str
     digest: str
     """Hash of everything that training reads: a resumed run must find the same."""
@@ -45,8 +49,26 @@ class PreparedData:
         return list(self.sources).index(name)
 
 
-def read(config: RunConfig) -> PreparedData:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    """One source, tokenized."""
+
+    rendered: Sequence[Rendered]
+    origins: np.ndarray
+    lengths: LengthReport
+    index: LengthIndex
+    digest: str
+
+
+def read(
+    config: RunConfig, workdir: str | os.PathLike[str] | None = None
+) -> PreparedData:
     """Reads all sources, gets the tokenizer, renders every training row, counts tokens.
+
+    Args:
+      config: of the run.
+      workdir: a run folder; what it keeps of rows that lie in files is used as long as
+        the files, the tokenizer and the settings are the same.
 
     Raises:
       ConfigError: a source or row is bad, no row of a source fits, or the tokenizer
@@ -55,32 +77,27 @@ def read(config: RunConfig) -> PreparedData:
     opened = open_sources(config)
     tokenizer = _tokenizer(config, opened)
     _check_tokenizer(config, tokenizer)
-    rendered, origins, num_dropped, indexes = {}, {}, {}, {}
-    for name, source_rows in opened.items():
-        rows = chat.render_rows(
-            source_rows.train, tokenizer, template=config.data.template
-        )
-        fits = [len(row.ids) <= config.train.seq_len for row in rows]
-        rendered[name] = list(itertools.compress(rows, fits))
-        origins[name] = np.flatnonzero(fits)
-        num_dropped[name] = len(rows) - len(rendered[name])
-        _check_fitting(config, name, rendered[name], num_dropped=num_dropped[name])
-        graded = (row.difficulty for row in itertools.compress(source_rows.train, fits))
-        indexes[name] = length_index.build(
-            zip(rendered[name], graded, strict=True), seq_len=config.train.seq_len
-        )
+    digest = _hash(tokenizer.to_json())
+    read_: dict[str, _Source] = {}
+    for name, rows in opened.items():
+        if rows.digest:
+            key = _key(config, rows, name=name, tokenizer_digest=digest)
+            kept = None if workdir is None else _kept(workdir, name, key)
+            read_[name] = _from_files(config, rows, tokenizer, key, kept=kept)
+        else:
+            read_[name] = _in_memory(config, rows, tokenizer)
+        _check_fitting(config, name, read_[name].index)
+    row_digests = {name: source.digest for name, source in read_.items()}
     return PreparedData(
         tokenizer=tokenizer,
         sources=opened,
-        rendered=rendered,
-        origins=origins,
-        num_dropped=num_dropped,
-        indexes=indexes,
-        row_digests={name: _digest({name: rows}) for name, rows in rendered.items()},
-        tokenizer_digest=hashlib.blake2b(
-            tokenizer.to_json().encode(), digest_size=8
-        ).hexdigest(),
-        digest=_digest(rendered),
+        rendered={name: source.rendered for name, source in read_.items()},
+        origins={name: source.origins for name, source in read_.items()},
+        lengths={name: source.lengths for name, source in read_.items()},
+        indexes={name: source.index for name, source in read_.items()},
+        row_digests=row_digests,
+        tokenizer_digest=digest,
+        digest=_hash(json.dumps(row_digests)),
     )
 
 
@@ -94,6 +111,8 @@ def save(data: PreparedData, workdir: str | os.PathLike[str]) -> None:
     _save_tokenizer(data.tokenizer, workdir / "tokenizer" / "tokenizer.json")
     for name, index in data.indexes.items():
         index.save(length_index.folder_of(workdir, name, index.digest))
+        if data.sources[name].digest:
+            _keep(workdir, name, data)
 
 
 def open_sources(config: RunConfig) -> dict[str, SourceRows]:
@@ -102,6 +121,109 @@ def open_sources(config: RunConfig) -> dict[str, SourceRows]:
         name: sources.read(source, name=name, seed=config.seed)
         for name, source in config.data.sources.items()
     }
+
+
+def _in_memory(config: RunConfig, rows: SourceRows, tokenizer: Tokenizer) -> _Source:
+    policy = _policy(config, tokenizer)
+    every = chat.render_rows(rows.train, tokenizer, template=config.data.template)
+    rendered, origins, difficulties, report = [], [], [], LengthReport()
+    for number, (row, tokens) in enumerate(zip(rows.train, every, strict=True)):
+        parts, report = policy.fit_counted(tokens, report)
+        rendered += parts
+        origins += [number] * len(parts)
+        difficulties += [row.difficulty] * len(parts)
+    index = length_index.build(
+        zip(rendered, difficulties, strict=True), seq_len=config.train.seq_len
+    )
+    digest = _digest_of_tokens(rendered)
+    return _Source(rendered, np.asarray(origins, np.int64), report, index, digest)
+
+
+def _from_files(
+    config: RunConfig,
+    rows: SourceRows,
+    tokenizer: Tokenizer,
+    key: str,
+    *,
+    kept: tuple[np.ndarray, LengthReport, LengthIndex] | None,
+) -> _Source:
+    """Takes rows that stay in their files; each is rendered once to know its length."""
+    policy, template = _policy(config, tokenizer), config.data.template
+    if kept is None:
+        origins, reports = [], [LengthReport()]
+        every = render_in_turn(rows.train, tokenizer, template=template)
+        apart = {prompt_of(row) for row in rows.heldout}
+
+        def parts() -> Iterator[tuple[Rendered, float]]:
+            for number, (row, tokens) in enumerate(every):
+                if prompt_of(row) in apart:
+                    continue
+                fitting, reports[0] = policy.fit_counted(tokens, reports[0])
+                for part in fitting:
+                    origins.append(number)
+                    yield part, row.difficulty
+
+        index = length_index.build(parts(), seq_len=config.train.seq_len)
+        kept = np.asarray(origins, np.int64), reports[0], index
+    origins_C, report, index = kept
+    rendered = RenderedRows(
+        rows.train, origins_C, tokenizer, template=template, policy=policy
+    )
+    return _Source(rendered, origins_C, report, index, key)
+
+
+def _policy(config: RunConfig, tokenizer: Tokenizer) -> LengthPolicy:
+    return LengthPolicy(config.data.long_rows, tokenizer, seq_len=config.train.seq_len)
+
+
+def _key(
+    config: RunConfig, rows: SourceRows, *, name: str, tokenizer_digest: str
+) -> str:
+    """Hashes all that the tokens of rows in files follow from."""
+    source = config.data.sources[name]
+    long_rows = dataclasses.asdict(config.data.long_rows)
+    del long_rows["max_loss"]
+    parts: list[Any] = [
+        length_index.VERSION,
+        rows.digest,
+        [source.num_rows, source.num_heldout],
+        tokenizer_digest,
+        config.data.template,
+        config.train.seq_len,
+        long_rows,
+    ]
+    return _hash(json.dumps(parts))
+
+
+def _keep(workdir: pathlib.Path, name: str, data: PreparedData) -> None:
+    """Writes, in moves, what the next start need not compute; its file comes last."""
+    path = _kept_path(workdir, name, data.row_digests[name])
+    if path.is_file():
+        return
+    np.save(path.with_suffix(".part.npy"), data.origins[name])
+    path.with_suffix(".part.npy").replace(path.with_suffix(".npy"))
+    head = {
+        "index": data.indexes[name].digest,
+        "lengths": dataclasses.asdict(data.lengths[name]),
+    }
+    path.with_suffix(".part").write_text(json.dumps(head) + "\n", encoding="utf-8")
+    path.with_suffix(".part").replace(path)
+
+
+def _kept(
+    workdir: str | os.PathLike[str], name: str, key: str
+) -> tuple[np.ndarray, LengthReport, LengthIndex] | None:
+    path = _kept_path(workdir, name, key)
+    if not path.is_file():
+        return None
+    head = json.loads(path.read_text(encoding="utf-8"))
+    index = length_index.load(length_index.folder_of(workdir, name, head["index"]))
+    origins_C = np.load(path.with_suffix(".npy"), mmap_mode="r")
+    return origins_C, LengthReport(**head["lengths"]), index
+
+
+def _kept_path(workdir: str | os.PathLike[str], name: str, key: str) -> pathlib.Path:
+    return pathlib.Path(workdir) / "lengths" / f"{name}-{key}.json"
 
 
 def _tokenizer(config: RunConfig, opened: Mapping[str, SourceRows]) -> Tokenizer:
@@ -135,21 +257,11 @@ def _check_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_fitting(
-    config: RunConfig, name: str, fitting: list[Rendered], *, num_dropped: int
-) -> None:
-    if not fitting:
+def _check_fitting(config: RunConfig, name: str, index: LengthIndex) -> None:
+    if not index.num_rows:
         raise ConfigError(
-            f"data.sources.{name}: all {num_dropped} rows are longer than "
-            f"train.seq_len={config.train.seq_len} tokens; raise it."
-        )
-    if num_dropped:
-        logging.info(
-            "source %s: dropped %d rows longer than %d tokens, kept %d",
-            name,
-            num_dropped,
-            config.train.seq_len,
-            len(fitting),
+            f"data.sources.{name}: all rows are longer than train.seq_len="
+            f"{config.train.seq_len} tokens; raise it."
         )
 
 
@@ -163,11 +275,14 @@ def _save_tokenizer(tokenizer: Tokenizer, path: pathlib.Path) -> None:
         )
 
 
-def _digest(rendered: Mapping[str, list[Rendered]]) -> str:
+def _digest_of_tokens(rows: Iterable[Rendered]) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for name, rows in rendered.items():
-        digest.update(f"{name}:{len(rows)}".encode())
-        for row in rows:
-            digest.update(row.ids.tobytes())
-            digest.update(row.classes.tobytes())
+    for row in rows:
+        digest.update(len(row.ids).to_bytes(8))
+        digest.update(row.ids.tobytes())
+        digest.update(row.classes.tobytes())
     return digest.hexdigest()
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

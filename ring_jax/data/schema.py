@@ -84,7 +84,7 @@ class Row:
         return self.messages[-1]
 
 
-def row_from_json(line: str, *, where: str, defaults: Mapping[str, Any]) -> Row:
+def row_from_json(line: str | bytes, *, where: str, defaults: Mapping[str, Any]) -> Row:
     """Reads a row from one line of JSON, strictly.
 
     Args:
@@ -97,7 +97,7 @@ def row_from_json(line: str, *, where: str, defaults: Mapping[str, Any]) -> Row:
     """
     try:
         fields = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{where}: is not JSON ({error}). One object per line."
         ) from None

@@ -15,6 +15,7 @@ from ring_jax.config import (
     TOKEN_CLASSES,
     ConfigError,
     DataConfig,
+    LongRowsConfig,
     MixtureChangeConfig,
     ModelConfig,
     PackingConfig,
@@ -45,6 +46,8 @@ def run_config(*, mixture=None, train=None, stage=None, **data) -> RunConfig:
     data = {
         "sources": SOURCES,
         "tokenizer": TokenizerConfig(vocab_size=400, num_training_rows=200),
+        # Two files of the prose are long, and how many tokens depends on the seed.
+        "long_rows": LongRowsConfig(max_loss=0.2),
         **data,
     }
     return RunConfig(
@@ -501,13 +504,17 @@ def test_no_heldout_rows_give_no_batches():
 
 
 def test_long_rows_are_dropped_and_counted(tmp_path):
-    config = run_config(train={"seq_len": 60})
+    allowed = LongRowsConfig(max_loss=1.0)
+    config = run_config(train={"seq_len": 60}, long_rows=allowed)
     prepared = pipeline.prepare(config, tmp_path)
     for name, rows in prepared.rendered.items():
         assert max(len(row.ids) for row in rows) <= 60
         num_read = len(prepared.sources[name].train)
-        assert prepared.num_dropped[name] == num_read - len(rows)
-    assert prepared.num_dropped["prose"] > 0
+        report = prepared.lengths[name]
+        assert report.rows_left_out == num_read - len(rows)
+        kept = sum(len(row.ids) for row in rows)
+        assert report.tokens - report.tokens_left_out == kept
+    assert prepared.lengths["prose"].rows_left_out > 0
 
 
 BAD = {
@@ -520,6 +527,10 @@ BAD = {
         r"row prose/.*: stage base trains none of its tokens \(39 of 39 rows",
     ),
     "classes": ({"class_weights": {"answer": 1.0}}, "class_weights lacks"),
+    "lossy": (
+        {"train": {"seq_len": 60}},
+        r"data\.sources\.prose: \d+ of 40 rows, with .* % of its tokens, are longer",
+    ),
     "short": ({"train": {"seq_len": 8}}, "rows are longer than train.seq_len=8"),
     "ids": (
         {"tokenizer": TokenizerConfig(vocab_size=600, num_training_rows=900)},
@@ -546,7 +557,7 @@ def test_another_end_token_than_the_models_is_refused(tmp_path):
 
 def test_a_run_folder_keeps_its_tokenizer(tmp_path):
     pipeline.prepare(run_config(), tmp_path)
-    changed = run_config(tokenizer=TokenizerConfig(vocab_size=350))
+    changed = run_config(tokenizer=TokenizerConfig(vocab_size=390))
     with pytest.raises(ConfigError, match="use a new workdir"):
         pipeline.prepare(changed, tmp_path)
 
