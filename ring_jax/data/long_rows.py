@@ -139,7 +139,7 @@ def _level(body: str, after: str, line_ends: int) -> int:
         return PARAGRAPH if line_ends > 1 else LINE
     is_sentence = (
         body.endswith(("。", "！", "？"))
-        or (  # noqa: RUF001
+        or (
             body.endswith((".", "!", "?")) and after[:1].isspace()
         )
     )

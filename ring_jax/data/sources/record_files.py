@@ -3,7 +3,6 @@
 
 import bisect
 import functools
-import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
@@ -64,7 +63,12 @@ class RecordFiles(Sequence[bytes]):
           RuntimeError: a file is no ArrayRecord, cut off, or empty.
         """
         self.paths = tuple(paths)
-        self._ends = list(itertools.accumulate(map(count_records, self.paths)))
+        self._ends: list[int] = []
+        for path in self.paths:
+            try:
+                self._ends.append(len(self) + count_records(path))
+            except RuntimeError as error:
+                raise RuntimeError(f"{path.name}: {error}") from None
         self._open = functools.lru_cache(len(self.paths))(self._opened)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def read_shards(config: SourceConfig, *, name: str, seed: int) -> SourceRows:
         )
     if pathlib.Path(str(config.path)) != paths[0]:
         _check_complete(paths, where)
+    total = _digest(paths, where)
     try:
         records = RecordFiles(paths)
     except RuntimeError as error:
@@ -61,7 +62,7 @@ def read_shards(config: SourceConfig, *, name: str, seed: int) -> SourceRows:
             len(records),
         )
     rows = ShardRows(records, source=name)[: config.num_rows + config.num_heldout]
-    return SourceRows(rows, _held_out(rows, config.num_heldout), _digest(paths, where))
+    return SourceRows(rows, _held_out(rows, config.num_heldout), total)
 
 
 class ShardRows(Sequence[Row]):
@@ -83,15 +84,29 @@ class ShardRows(Sequence[Row]):
     def __getitem__(self, number: int | slice) -> Row | Sequence[Row]:
         if isinstance(number, int):
             number = range(len(self))[number]
-            return self._row(number, self._records[number])
+            try:
+                return self._row(number, self._records[number])
+            except RuntimeError as error:
+                raise self._lost(number, error) from None
         start, stop, step = number.indices(len(self))
         if start == 0 and step == 1:
             return ShardRows(self._records, source=self._source, length=stop)
         return [self[i] for i in range(start, stop, step)]
 
     def __iter__(self) -> Iterator[Row]:
-        for number, record in zip(range(len(self)), self._records, strict=False):
-            yield self._row(number, record)
+        number = -1
+        try:
+            for number, record in zip(range(len(self)), self._records, strict=False):
+                yield self._row(number, record)
+        except RuntimeError as error:
+            raise self._lost(number + 1, error) from None
+
+    def _lost(self, number: int, error: RuntimeError) -> OSError:
+        what = " ".join(str(error).split())[:200]
+        return OSError(
+            f"{self._records.where(number)} cannot be read ({what}); the shard is "
+            "damaged: curate again."
+        )
 
     def _row(self, number: int, record: bytes) -> Row:
         where = self._records.where(number)
