@@ -137,11 +137,8 @@ def _level(body: str, after: str, line_ends: int) -> int:
         if after.startswith(("\r", "\n")):
             return NOWHERE
         return PARAGRAPH if line_ends > 1 else LINE
-    is_sentence = (
-        body.endswith(("。", "！", "？"))
-        or (
-            body.endswith((".", "!", "?")) and after[:1].isspace()
-        )
+    is_sentence = body.endswith(("。", "！", "？")) or (
+        body.endswith((".", "!", "?")) and after[:1].isspace()
     )
     return SENTENCE if is_sentence else NOWHERE
 
