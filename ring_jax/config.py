@@ -187,8 +187,9 @@ class SourceConfig:
 class LongRowsConfig:
     """Training rows longer than a packed row. An answer is never cut."""
 
-    policy: Literal["drop", "split"] = "drop"
-    """`drop` leaves them out; `split` cuts their reasoning (or a plain text) behind
+    policy: Literal["drop", "move", "split"] = "drop"
+    """`drop` leaves them out; `move` keeps them for a run with longer packed rows, as
+    shards in the run folder; `split` cuts their reasoning (or a plain text) behind
     paragraphs, lines or sentences; parts begin with the prompt and with the end of the
     reasoning so far."""
     carried_tokens: int = 256

@@ -59,7 +59,9 @@ def _legend(view: DataView) -> rich.text.Text:
 
 
 def _sources(view: DataView) -> rich.table.Table:
-    table = _table("source", "rows", "left out", "of tokens", "split", "trained on")
+    table = _table(
+        "source", "rows", "left out", "of tokens", "moved", "split", "trained on"
+    )
     for name, source in view.sources.items():
         lost = source["tokens_left_out"] / max(1, source["tokens"])
         split = f"{source['rows_split']:,}"
@@ -70,6 +72,7 @@ def _sources(view: DataView) -> rich.table.Table:
             f"{source['rows']:,}",
             f"{source['rows_left_out']:,}",
             _percent(lost),
+            f"{source['rows_moved']:,}",
             split,
             f"{source['trainable_rows']:,}",
         )

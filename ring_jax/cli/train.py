@@ -160,8 +160,13 @@ def _initial_model(config: RunConfig) -> Callable[[], Transformer]:
 def _summary(data: PreparedData) -> str:
     num_rows = sum(index.num_rows for index in data.indexes.values())
     num_tokens = sum(index.num_tokens for index in data.indexes.values())
-    num_dropped = sum(report.rows_left_out for report in data.lengths.values())
-    dropped = f", {num_dropped} too long" if num_dropped else ""
+    counts = {
+        "left out": sum(report.rows_left_out for report in data.lengths.values()),
+        "kept in longer/": sum(report.rows_moved for report in data.lengths.values()),
+        "split": sum(report.rows_split for report in data.lengths.values()),
+    }
+    told = [f"{count:,} {name}" for name, count in counts.items() if count]
+    dropped = f"; too long: {', '.join(told)}" if told else ""
     return (
         f"{num_rows:,} rows of {len(data.rendered)} sources, {num_tokens:,} tokens "
         f"of a {data.tokenizer.vocab_size}-entry tokenizer{dropped}"

@@ -4,13 +4,8 @@
 import collections
 import dataclasses
 import itertools
-import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-from array_record.python import (
-    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  # no stub
-)
 
 from ring_jax.curate.chunks import Chunk
 from ring_jax.curate.difficulty import band
@@ -19,9 +14,7 @@ from ring_jax.curate.duplicates import Duplicate
 from ring_jax.curate.quarantine import Quarantine
 from ring_jax.curate.rows import conversation_text, reject
 from ring_jax.data.schema import Row, row_to_json
-
-OPTIONS = "group_size:1"
-"""One record per group: any row is read without its neighbours, as Grain advises."""
+from ring_jax.data.sources.record_files import write_records
 
 SHOWN_CHARACTERS = 200
 """Of the row that a duplicate was compared with."""
@@ -117,7 +110,8 @@ def write_shards(
         records = [
             row_to_json(row).encode() for row in itertools.islice(remaining, num_rows)
         ]
-        _write_shard(folder / name, records)
+        if not (folder / name).exists():
+            write_records(folder / name, records)
         shards.append(folder / name)
     assert next(remaining, None) is None, "more rows than were counted"
     return shards
@@ -127,25 +121,3 @@ def shard_names(source: str, *, kept: int, num_rows: int) -> list[str]:
     """Names the shards of a source, such as `maths-00000-of-00002.array_record`."""
     count = -(-kept // num_rows)
     return [f"{source}-{n:05d}-of-{count:05d}.array_record" for n in range(count)]
-
-
-def _write_shard(path: pathlib.Path, records: Sequence[bytes]) -> None:
-    if path.exists():
-        return
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    writer = array_record_module.ArrayRecordWriter(str(unfinished), OPTIONS)
-    try:
-        for record in records:
-            writer.write(record)
-    finally:
-        writer.close()
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    # The writer may not report a full disk: what cannot be read back is no shard.
-    reader = array_record_module.ArrayRecordReader(str(unfinished))
-    is_whole = reader.ok() and reader.num_records() == len(records)
-    reader.close()
-    if not is_whole:
-        raise OSError(f"{path.name} could not be written whole; is the disk full?")
-    os.replace(unfinished, path)

@@ -64,14 +64,14 @@ def _check_some_trained(
 ) -> None:
     index = data.indexes[source]
     is_reply_U = (weights_U > 0) & (np.arange(len(weights_U)) != STOP)
-    is_used_C = np.asarray(index.counts_CU).any(axis=1)
-    trained_C = np.asarray(index.counts_CU[:, is_reply_U]).sum(axis=1)
-    (empty,) = np.nonzero(is_used_C & (trained_C == 0))
-    if len(empty):
-        first = int(index.rows_C[empty].min())
-        row = data.sources[source].train[int(data.origins[source][first])]
+    reply_bits = int(is_reply_U @ (1 << np.arange(len(weights_U))))
+    has_none = (np.arange(len(index.kinds)) & reply_bits) == 0
+    numbers, places = np.asarray(index.kinds[has_none]).T
+    if num_empty := int(numbers.sum()):
+        number = int(index.rows_C[places[places >= 0]].min())
+        row = data.sources[source].train[int(data.origins[source][number])]
         raise ConfigError(
-            f"row {row.id}: stage {stage} trains none of its tokens ({len(empty)} of "
+            f"row {row.id}: stage {stage} trains none of its tokens ({num_empty} of "
             f"{index.num_rows} rows of source {source} are so); raise "
             "data.class_weights of its classes or drop the row."
         )

@@ -34,10 +34,10 @@ MAX_BLOCKS = 1 << 16
 """Blocks of a source at most: what is sorted and summed at the start of an epoch."""
 MIN_BLOCK_ROWS = 256
 """Rows of a block where a source has too many for blocks of one row."""
-VERSION = 1
+VERSION = 2
 """Of the order of rows; an index of another version is built again."""
 
-_ARRAYS = ("rows_C", "counts_CU", "starts_J", "sums_JU", "used_J", "bands")
+_ARRAYS = ("rows_C", "counts_CU", "starts_J", "sums_JU", "used_J", "bands", "kinds")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +60,9 @@ class LengthIndex:
     """i64[J], rows of each block that count."""
     bands: np.ndarray
     """i64[NUM_BANDS + 1], the first block of each band of difficulty, and the end."""
+    kinds: np.ndarray
+    """i64[2**U, 2], rows that count, by which classes they have (class u is bit u): how
+    many, and the first place of one (-1 where there is none)."""
     digest: str
     """Hash of all arrays."""
 
@@ -225,6 +228,7 @@ def from_counts(
         "sums_JU": _block_sums(placed_CU, starts_J),
         "used_J": _block_sums(placed_CU.any(axis=1), starts_J),
         "bands": np.asarray(bands, np.int64),
+        "kinds": _kinds(placed_CU),
     }
     return LengthIndex(**arrays, digest=_digest(arrays))
 
@@ -239,6 +243,16 @@ def _block_sums(values: np.ndarray, starts_J: np.ndarray) -> np.ndarray:
     if len(starts_J) == 1:
         return np.zeros((0, *values.shape[1:]), np.int64)
     return np.add.reduceat(values, starts_J[:-1], axis=0, dtype=np.int64)
+
+
+def _kinds(counts_CU: np.ndarray) -> np.ndarray:
+    num_classes = counts_CU.shape[1]
+    bits_C = (counts_CU > 0) @ (1 << np.arange(num_classes)).astype(np.uint8)
+    kinds = np.full((2**num_classes, 2), (0, -1), np.int64)
+    found, first_C, number = np.unique(bits_C, return_index=True, return_counts=True)
+    kinds[found, 0], kinds[found, 1] = number, first_C
+    kinds[0] = (0, -1)  # rows that count nothing
+    return kinds
 
 
 def _chunks(

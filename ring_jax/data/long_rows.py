@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows longer than a packed row: left out, or split inside their reasoning.
+"""Rows longer than a packed row: left out, kept for a longer one, or split.
 
 An answer is never cut. Under `split` a long trace becomes several rows,
 
@@ -36,6 +36,8 @@ class LengthReport:
     """Of all rows, as they were rendered."""
     rows_left_out: int = 0
     tokens_left_out: int = 0
+    rows_moved: int = 0
+    tokens_moved: int = 0
     rows_split: int = 0
     parts: int = 0
     """Rows that those that were split became."""
@@ -66,7 +68,7 @@ class LengthPolicy:
         if len(row.ids) <= self._seq_len:
             return [row]
         (think,) = np.nonzero(row.classes == THINK)
-        if self._config.policy == "drop":
+        if self._config.policy != "split":
             return []
         if row.classes[0] == ANSWER:
             # A plain text, up to its stop token.
@@ -82,11 +84,15 @@ class LengthPolicy:
         """Fits a row, and adds it to a report."""
         parts, length = self.fit(row), len(row.ids)
         is_split = len(parts) > 1
+        is_moved = not parts and self._config.policy == "move"
+        is_out = not parts and not is_moved
         return parts, LengthReport(
             rows=report.rows + 1,
             tokens=report.tokens + length,
-            rows_left_out=report.rows_left_out + (not parts),
-            tokens_left_out=report.tokens_left_out + (0 if parts else length),
+            rows_left_out=report.rows_left_out + is_out,
+            tokens_left_out=report.tokens_left_out + length * is_out,
+            rows_moved=report.rows_moved + is_moved,
+            tokens_moved=report.tokens_moved + length * is_moved,
             rows_split=report.rows_split + is_split,
             parts=report.parts + (len(parts) if is_split else 0),
         )

@@ -19,7 +19,9 @@ from ring_jax.data.chat import Rendered
 from ring_jax.data.length_index import LengthIndex
 from ring_jax.data.long_rows import LengthPolicy, LengthReport
 from ring_jax.data.rendered_rows import RenderedRows, render_in_turn
+from ring_jax.data.schema import row_to_json
 from ring_jax.data.sources import SourceRows
+from ring_jax.data.sources.record_files import SUFFIX, write_records
 from ring_jax.data.sources.split import prompt_of
 from ring_jax.data.tokenizer import Tokenizer
 
@@ -102,7 +104,7 @@ def read(
 
 
 def save(data: PreparedData, workdir: str | os.PathLike[str]) -> None:
-    """Writes what a run folder keeps: the tokenizer, and a length index per source.
+    """Writes what a run folder keeps: tokenizer, length indexes, rows for a longer run.
 
     Raises:
       ConfigError: the folder has another tokenizer.
@@ -111,8 +113,15 @@ def save(data: PreparedData, workdir: str | os.PathLike[str]) -> None:
     _save_tokenizer(data.tokenizer, workdir / "tokenizer" / "tokenizer.json")
     for name, index in data.indexes.items():
         index.save(length_index.folder_of(workdir, name, index.digest))
+        if data.lengths[name].rows_moved:
+            _move(workdir, name, data)
         if data.sources[name].digest:
             _keep(workdir, name, data)
+
+
+def longer_path(workdir: str | os.PathLike[str], name: str) -> pathlib.Path:
+    """Returns where a run folder keeps rows of a source for a longer run."""
+    return pathlib.Path(workdir) / "longer" / f"{name}{SUFFIX}"
 
 
 def open_sources(config: RunConfig) -> dict[str, SourceRows]:
@@ -195,6 +204,24 @@ def _key(
     return _hash(json.dumps(parts))
 
 
+def _move(workdir: pathlib.Path, name: str, data: PreparedData) -> None:
+    """Writes the rows that are in no packed row, and not held out, as a shard."""
+    rows, path = data.sources[name], longer_path(workdir, name)
+    if path.is_file() and _kept_path(workdir, name, data.row_digests[name]).is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    here = set(data.origins[name].tolist())
+    apart = {prompt_of(row) for row in rows.heldout}
+    write_records(
+        path,
+        (
+            row_to_json(row).encode()
+            for number, row in enumerate(rows.train)
+            if number not in here and prompt_of(row) not in apart
+        ),
+    )
+
+
 def _keep(workdir: pathlib.Path, name: str, data: PreparedData) -> None:
     """Writes, in moves, what the next start need not compute; its file comes last."""
     path = _kept_path(workdir, name, data.row_digests[name])
@@ -216,10 +243,17 @@ def _kept(
     path = _kept_path(workdir, name, key)
     if not path.is_file():
         return None
-    head = json.loads(path.read_text(encoding="utf-8"))
-    index = length_index.load(length_index.folder_of(workdir, name, head["index"]))
-    origins_C = np.load(path.with_suffix(".npy"), mmap_mode="r")
-    return origins_C, LengthReport(**head["lengths"]), index
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+        folder = length_index.folder_of(workdir, name, head["index"])
+        report = LengthReport(**head["lengths"])
+        origins_C = np.load(path.with_suffix(".npy"), mmap_mode="r")
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"lengths of {name}: {path} cannot be read ({error!r}); delete it, and "
+            "they are counted again."
+        ) from None
+    return origins_C, report, length_index.load(folder)
 
 
 def _kept_path(workdir: str | os.PathLike[str], name: str, key: str) -> pathlib.Path:

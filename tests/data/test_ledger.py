@@ -257,6 +257,8 @@ def billion_rows(*, mean: float) -> LengthIndex:
     periods, rest = np.divmod(starts_J, len(lengths_C))
     sums_JU = np.zeros((MAX_BLOCKS, 5), np.int64)
     sums_JU[:, 2] = np.diff(periods * before[-1] + before[rest])
+    kinds = np.full((32, 2), (0, -1))
+    kinds[1 << 2] = (MAX_BLOCKS * size, 0)
     return LengthIndex(
         rows_C=Same(),  # pyright: ignore[reportArgumentType]  # stands for an array
         counts_CU=Tiled(base_CU),  # pyright: ignore[reportArgumentType]  # so does it
@@ -264,6 +266,7 @@ def billion_rows(*, mean: float) -> LengthIndex:
         sums_JU=sums_JU,
         used_J=np.full(MAX_BLOCKS, size),
         bands=np.arange(NUM_BANDS + 1) * (MAX_BLOCKS // NUM_BANDS),
+        kinds=kinds,
         digest="",
     )
 

@@ -9,7 +9,7 @@ from ring_jax.data import length_index
 from ring_jax.data.chat import Rendered
 from ring_jax.data.length_index import NUM_BANDS
 
-ARRAYS = ("rows_C", "counts_CU", "starts_J", "sums_JU", "used_J", "bands")
+ARRAYS = ("rows_C", "counts_CU", "starts_J", "sums_JU", "used_J", "bands", "kinds")
 
 
 def rendered(seed: int) -> tuple[Rendered, float]:
@@ -53,6 +53,19 @@ def test_block_sums_add_up(rows, max_blocks, monkeypatch):
     assert index.starts_J[-1] == len(rows)
     if len(rows) == 300:
         assert (len(index.used_J) < len(rows)) == (max_blocks == 64)
+
+
+def test_kinds_tell_how_many_rows_have_which_classes(rows):
+    index = length_index.build(rows, seq_len=30)
+    seen = {}
+    for place, counts_U in enumerate(np.asarray(index.counts_CU)):
+        if counts_U.any():
+            bits = sum(1 << u for u, count in enumerate(counts_U) if count)
+            seen.setdefault(bits, []).append(place)
+    assert index.kinds[:, 0].sum() == index.num_rows
+    for bits, (number, first) in enumerate(index.kinds.tolist()):
+        places = seen.get(bits, [-1])
+        assert (number, first) == (len(seen.get(bits, ())), places[0])
 
 
 def test_bands_split_rows_by_rank_of_difficulty():

@@ -139,6 +139,32 @@ def test_a_second_start_reads_no_row_and_damage_is_told_by_who_reads_it(
         list(again.sources["sums"].train)
 
 
+def test_moved_rows_are_trained_by_a_longer_run_and_no_row_is_lost(curated, tmp_path):
+    move = LongRowsConfig(policy="move", max_loss=0.0)
+    source = SourceConfig(kind="array_record", path=str(curated), num_heldout=9)
+    settings = {"long_rows": move, "sources": {"sums": source}}
+    data = pipeline.prepare(run_config(curated, **settings), tmp_path / "short")
+    report = data.lengths["sums"]
+    assert report.rows_moved > 5
+    assert report.rows_left_out == 0
+    path = prepared.longer_path(tmp_path / "short", "sums")
+    tokenizer = TokenizerConfig(path=str(tmp_path / "short" / "tokenizer"))
+    longer = run_config(path, long_rows=move, tokenizer=tokenizer)
+    longer = dataclasses.replace(longer, train=TrainConfig(seq_len=512))
+    moved = prepared.read(longer)
+    assert moved.lengths["sums"].tokens == report.tokens_moved
+    here = [data.sources["sums"].train[i] for i in data.origins["sums"].tolist()]
+    ids = {row.id for row in here}
+    there = {row.id for row in moved.sources["sums"].train}
+    assert len(there) == report.rows_moved == len(moved.rendered["sums"])
+    assert not ids & there
+    # A start that reads no row leaves the file, one without it writes it again.
+    written = path.read_bytes()
+    path.unlink()
+    pipeline.prepare(run_config(curated, **settings), tmp_path / "short")
+    assert path.read_bytes() == written
+
+
 def test_prompts_that_are_held_out_are_never_trained(curated, tmp_path):
     source = SourceConfig(kind="array_record", path=str(curated), num_heldout=20)
     data = pipeline.prepare(run_config(curated, sources={"sums": source}), tmp_path)

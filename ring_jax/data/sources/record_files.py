@@ -3,8 +3,9 @@
 
 import bisect
 import functools
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from array_record.python import (
@@ -12,6 +13,8 @@ from array_record.python import (
 )
 
 SUFFIX = ".array_record"
+OPTIONS = "group_size:1"
+"""One record per group: any row is read without its neighbours, as Grain advises."""
 BATCH = 256
 """Records that are read together where all are."""
 
@@ -37,6 +40,32 @@ def find_files(path: str, *, suffix: str = "") -> list[pathlib.Path]:
     ]
     of_kind = [file for file in shown if file.name.endswith(suffix)]
     return sorted(of_kind if found.is_dir() and of_kind else shown)
+
+
+def write_records(path: pathlib.Path, records: Iterable[bytes]) -> None:
+    """Writes a file that is there whole or not at all.
+
+    Raises:
+      OSError: it cannot be read back, as on a full disk.
+    """
+    unfinished, count = path.with_name(f".{path.name}.unfinished"), 0
+    unfinished.unlink(missing_ok=True)
+    writer = array_record_module.ArrayRecordWriter(str(unfinished), OPTIONS)
+    try:
+        for record in records:
+            writer.write(record)
+            count += 1
+    finally:
+        writer.close()
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    # The writer may not report a full disk: what cannot be read back is no file.
+    reader = array_record_module.ArrayRecordReader(str(unfinished))
+    is_whole = reader.ok() and reader.num_records() == count
+    reader.close()
+    if not is_whole:
+        raise OSError(f"{path.name} could not be written whole; is the disk full?")
+    unfinished.replace(path)
 
 
 def count_records(path: pathlib.Path) -> int:
