@@ -18,6 +18,7 @@ from ring_jax.data import prepared as prepared_data
 from ring_jax.data.chat import Rendered
 from ring_jax.data.ledger import Change, Ledger, entry_from_json
 from ring_jax.data.prepared import PreparedData
+from ring_jax.data.rendered_rows import RenderedRows
 from ring_jax.data.stage_ledger import (
     class_weights_table,
     continued,
@@ -253,20 +254,30 @@ class _Steps:
         if step % window_steps == 0:
             num_left_out = len(self._windows.left_out(step // window_steps).places_C)
         chosen = [
-            [
-                (source, self._rendered[source][row])
-                for source, row in zip(
-                    bins[line].sources_C.tolist(),
-                    bins[line].rows_C.tolist(),
-                    strict=True,
-                )
-            ]
-            for line in self._rows
+            list(zip(bin_.sources_C.tolist(), bin_.rows_C.tolist(), strict=True))
+            for bin_ in (bins[line] for line in self._rows)
         ]
+        found = self._find({pair for bin_ in chosen for pair in bin_})
+        rows = [[(pair[0], found[pair]) for pair in bin_] for bin_ in chosen]
         seq_len = self._windows.ledger.geometry.seq_len
         # Counted once, with the window's first step, whichever rows a process takes.
         count = {"left_out": np.full(1, num_left_out)}
-        return packing.stack(chosen, seq_len=seq_len) | count
+        return packing.stack(rows, seq_len=seq_len) | count
+
+    def _find(self, pairs: set[tuple[int, int]]) -> dict[tuple[int, int], Rendered]:
+        """Looks up rows by source and number; rows in files are rendered together."""
+        found = {}
+        for source, rows in enumerate(self._rendered):
+            numbers = sorted(row for its, row in pairs if its == source)
+            if not numbers:
+                continue
+            if isinstance(rows, RenderedRows):
+                tokens = rows.take(numbers)
+            else:
+                tokens = [rows[number] for number in numbers]
+            keys = [(source, number) for number in numbers]
+            found |= zip(keys, tokens, strict=True)
+        return found
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
