@@ -17,6 +17,7 @@ from ring_jax.config import (
     ConfigError,
     DataConfig,
     EvaluateConfig,
+    LongRowsConfig,
     ModelConfig,
     MoeConfig,
     RunConfig,
@@ -63,6 +64,8 @@ CONFIG = RunConfig(
     data=DataConfig(
         sources=SOURCES,
         tokenizer=TokenizerConfig(vocab_size=400, num_training_rows=100),
+        # Two files of the prose are long.
+        long_rows=LongRowsConfig(max_loss=0.2),
     ),
     train=TrainConfig(global_batch_size=4, seq_len=192, compute_dtype="float32"),
     evaluate=EvaluateConfig(
