@@ -44,7 +44,9 @@ def print_mixture(
     if workdir is not None:
         opened = mixture_file.saved_ledger(config, workdir, stage=stage)
     if opened is None:
-        opened = open_ledger(config, prepared.read(config).indexes, stage=stage)
+        opened = open_ledger(
+            config, prepared.read(config, workdir).indexes, stage=stage
+        )
     summary = _summary(opened, stage_step)
     console.print(_table_of_changes(opened, stage))
     console.print(_table_of_sources(summary["sources"]))

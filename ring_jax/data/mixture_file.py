@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
 from ring_jax.config import ConfigError, RunConfig
 from ring_jax.data import length_index
 from ring_jax.data.ledger import Ledger, entry_from_json
@@ -48,15 +50,21 @@ def write(
 def record(opened: Ledger, workdir: str | os.PathLike[str], *, stage: str) -> None:
     """Puts the table that a stage follows from now on into the file.
 
-    Raises:
-      ConfigError: the folder has no file that tells of the stage.
+    A run does not end because somebody took the file away: then it is told, and the
+    next start writes it again.
     """
-    stages = _read(pathlib.Path(workdir))
+    try:
+        stages = _read(pathlib.Path(workdir))
+    except ConfigError as error:
+        logging.warning("the mixture of stage %s is not recorded: %s", stage, error)
+        return
     if stage not in stages:
-        raise ConfigError(
-            f"mixture: {pathlib.Path(workdir, FILE)} does not tell of stage {stage}; "
-            "run the same command again, and it is written again."
+        logging.warning(
+            "the mixture of stage %s is not recorded: %s does not tell of it",
+            stage,
+            pathlib.Path(workdir, FILE),
         )
+        return
     table = [entry.to_json() for entry in opened.table]
     if stages[stage]["table"] != json.loads(json.dumps(table)):
         stages[stage]["table"] = table

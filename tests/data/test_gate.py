@@ -4,7 +4,10 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ring_jax.config import (
     TOKEN_CLASSES,
@@ -19,8 +22,15 @@ from ring_jax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from ring_jax.data import gate, prepared
+from ring_jax.data import gate, length_index, prepared
+from ring_jax.data.chat import Rendered
+from ring_jax.data.long_rows import LengthReport
 from ring_jax.data.prepared import PreparedData
+from ring_jax.data.schema import Row
+from ring_jax.data.sources import SourceRows
+from ring_jax.data.tokenizer import train
+
+TOKENIZER = train([], vocab_size=300)
 
 
 def weights(**changes: float) -> dict[str, float]:
@@ -108,6 +118,72 @@ def test_what_teaches_nothing_or_everything_is_refused(changes, message, config,
     with pytest.raises(ConfigError, match=message) as error:
         gate.check(changed(config, **changes), data)
     assert "\n" not in str(error.value)
+
+
+ROWS = st.lists(
+    st.lists(st.integers(1, 4), min_size=1, max_size=6), min_size=1, max_size=12
+)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    rows=ROWS,
+    of_class=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=4, max_size=4),
+)
+def test_rows_without_a_trained_token_are_found_whatever_the_classes(rows, of_class):
+    # Row by row, as the gate must not do it.
+    names = map(str, TOKEN_CLASSES[1:])
+    class_weights = dict(zip(names, [*of_class, 0.25], strict=True))
+    untrained = [
+        number
+        for number, classes in enumerate(rows)
+        if not any(of_class[token_class - 1] for token_class in classes)
+    ]
+    given_config, given_data = made_of(rows, class_weights)
+    if not untrained:
+        gate.check(given_config, given_data)
+        return
+    message = rf"row \d+: stage base .*\({len(untrained)} of {len(rows)} rows"
+    with pytest.raises(ConfigError, match=message) as error:
+        gate.check(given_config, given_data)
+    assert int(str(error.value).split(":")[0].removeprefix("row ")) in untrained
+
+
+def made_of(
+    rows: list[list[int]], class_weights: dict[str, float]
+) -> tuple[RunConfig, PreparedData]:
+    """Data of rows of these token classes; each has a first token and a stop token."""
+    stop = TOKEN_CLASSES.index("stop")
+    rendered = [
+        Rendered(np.zeros(len(row) + 2, np.int32), np.asarray([1, *row, stop]))
+        for row in rows
+    ]
+    index = length_index.build([(row, 0.0) for row in rendered], seq_len=16)
+    named = [
+        Row(id=str(i), text="x", source="a", domain="d", licence="MIT", package="p==1")
+        for i in range(len(rows))
+    ]
+    given_config = RunConfig(
+        data=DataConfig(
+            sources={"a": SourceConfig()},
+            class_weights=class_weights,
+            packing=PackingConfig(window_rows=8),
+        ),
+        train=TrainConfig(global_batch_size=4, seq_len=16),
+        stages={"base": StageConfig(mixture={"a": 1.0}, train_prompts=False)},
+    )
+    given_data = PreparedData(
+        tokenizer=TOKENIZER,
+        sources={"a": SourceRows(named, [])},
+        rendered={"a": rendered},
+        origins={"a": np.arange(len(rows))},
+        lengths={"a": LengthReport(rows=len(rows), tokens=1)},
+        indexes={"a": index},
+        row_digests={},
+        tokenizer_digest="",
+        digest="",
+    )
+    return given_config, given_data
 
 
 MEANT = {

@@ -477,8 +477,16 @@ def test_a_mixture_file_of_other_data_is_written_anew(prepared, tmp_path):
     assert stage["identity"]["packing.window_rows"] == 64
 
 
-def test_a_damaged_mixture_file_is_told_in_one_line(prepared, tmp_path):
+def test_a_damaged_mixture_file_is_told_and_ends_no_run(prepared, tmp_path, caplog):
+    record = functools.partial(mixture_file.record, workdir=tmp_path, stage="base")
+    batches = pipeline.TrainBatches(run_config(), prepared, stage="base", record=record)
+    with contextlib.closing(batches):
+        next(batches)
+    assert "does not tell of it" in caplog.text
     (tmp_path / "mixture.json").write_text('[{"stage": "ba')
+    record(batches.ledger)
+    assert "delete it, and the same command writes it again" in caplog.text
+    # A start can be told to do something about it.
     with pytest.raises(ConfigError, match=r"mixture\.json cannot be read.*delete it"):
         mixture_file.write(run_config(), prepared, tmp_path)
 
