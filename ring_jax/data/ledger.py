@@ -22,6 +22,7 @@ before it (where walks stand, times, fill), so that positions behind it need no 
 import dataclasses
 import functools
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -250,8 +251,7 @@ def _make_entry(ledger: Ledger, change: Change, *, start_window: int) -> Entry:
     entry = _with_tokens(entry, ledger)
     if ledger.geometry.fill is not None:
         return entry
-    course = _Course(entry, ledger.indexes, ledger.geometry)
-    fill = _measured_fill(course, ledger.geometry)
+    fill = _measured_fill(_Measure.of(entry, ledger))
     # Fewer tokens a step than were thought, so that gradual changes end in time.
     return _with_tokens(dataclasses.replace(entry, fill=fill), ledger)
 
@@ -547,12 +547,35 @@ def _integrals(times: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(shares[:1]), np.cumsum(areas, axis=0)])
 
 
-def _measured_fill(course: _Course, geometry: Geometry) -> float:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Measure:
+    """What a fill follows from; equal where the answer is."""
+
+    key: str
+    course: _Course = dataclasses.field(compare=False)
+    geometry: Geometry = dataclasses.field(compare=False)
+
+    @classmethod
+    def of(cls, entry: Entry, ledger: Ledger) -> "_Measure":
+        """Names an entry by its own values and by the hashes of its length indexes."""
+        named = {
+            "entry": entry.to_json(),
+            "geometry": dataclasses.asdict(ledger.geometry),
+            "indexes": {name: ix.digest for name, ix in ledger.indexes.items()},
+        }
+        course = _Course(entry, ledger.indexes, ledger.geometry)
+        return cls(json.dumps(named), course, ledger.geometry)
+
+
+@functools.lru_cache(16)
+def _measured_fill(measure: _Measure) -> float:
     """Finds how full windows may be planned: sampled ones hold all their rows.
 
     Half a bin is left free beyond that, so that the row that one window in many cannot
-    hold finds room in the next.
+    hold finds room in the next. A start asks several times, and an answer can take
+    seconds where rows are short.
     """
+    course, geometry = measure.course, measure.geometry
     capacity = geometry.num_bins * geometry.seq_len
     span = max(course.entry.over_tokens, course.entry.paced_tokens, 64 * capacity)
     last_window = course.packed(span) / capacity

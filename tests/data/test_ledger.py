@@ -267,7 +267,7 @@ def billion_rows(*, mean: float) -> LengthIndex:
         used_J=np.full(MAX_BLOCKS, size),
         bands=np.arange(NUM_BANDS + 1) * (MAX_BLOCKS // NUM_BANDS),
         kinds=kinds,
-        digest="",
+        digest=f"a billion rows of {mean}",
     )
 
 
