@@ -21,6 +21,8 @@ CORE = [
 ]
 
 EXTRAS = {
+    # Parquet files, and the signatures of near duplicates.
+    "curate": ["pyarrow>=23.0", "rensa>=0.5.0"],
     # Packages that ship the rows of the laptop run. bfcl-eval belongs here too, but it
     # pins a numpy that jax refuses: launch/setup.sh installs it without dependencies.
     "data": [
@@ -35,6 +37,8 @@ EXTRAS = {
     "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2"],
     "tensorboard": ["tensorboardx>=2.6.5"],
     "test": [
+        "datasketch>=1.6.5",  # what the deduplication is measured against
+        "hypothesis>=6.150",
         "jsonschema>=4.26",
         "pyright>=1.1.414",
         "pytest>=9.0",

@@ -44,19 +44,22 @@ PLAIN = {
     "code": SourceConfig(kind="code", num_rows=500, num_heldout=32),
 }
 
+# Shares of trained tokens. A fact's answer has 4 of them and a paragraph 80, so that
+# half the rows of `base` are facts.
 GENERAL_SHARES = {
-    "countries": 1.5,
-    "elements": 1.0,
-    "instructions": 1.5,
-    "tool_calls": 0.8,
-    "dialogue": 0.6,
+    "countries": 7.5,
+    "elements": 3.5,
+    "instructions": 15.0,
+    "tool_calls": 22.0,
+    "dialogue": 7.5,
 }
+PLAIN_SHARES = {"text": 12.0, "code": 11.0}
 REASONING_SHARES = {
-    "chain_sum_easy": 4.0,
-    "number_sorting_easy": 3.0,
-    "chain_sum_medium": 0.5,
-    "number_sorting_medium": 0.5,
-    "chain_sum_hard": 0.25,
+    "chain_sum_easy": 65.0,
+    "number_sorting_easy": 80.0,
+    "chain_sum_medium": 12.0,
+    "number_sorting_medium": 25.0,
+    "chain_sum_hard": 12.5,
 }
 
 
@@ -120,7 +123,7 @@ def _stages() -> dict[str, StageConfig]:
     replay = {name: 0.5 * share for name, share in REASONING_SHARES.items()}
     return {
         "base": StageConfig(
-            mixture=GENERAL_SHARES | {"text": 0.15, "code": 0.15},
+            mixture=GENERAL_SHARES | PLAIN_SHARES,
             num_steps=1000,
             learning_rate=3e-3,
             warmup_steps=30,

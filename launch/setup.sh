@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Makes .venv in the repository and installs ring_jax into it, at the tested versions.
 #
-#   launch/setup.sh [extras]      default: data,parity,test (see setup.py)
+#   launch/setup.sh [extras]      default: curate,data,parity,test (see setup.py)
 #
 # Running it again costs nothing, and a run that was killed half-way is begun anew.
 # PYTHON=/path/to/python chooses the interpreter. Exit status: 0 ready, 2 a wrong argument,
@@ -115,7 +115,7 @@ install() {
 }
 
 main() {
-  local wanted=${1:-data,parity,test} installed='' hash='' home=$repo version found
+  local wanted=${1:-curate,data,parity,test} installed='' hash='' home=$repo version found
   [ $# -le 1 ] && [[ $wanted =~ ^[a-z,]+$ ]] ||
     fail 2 "'$*' is not a list of extras such as data,test; setup.py has them."
   trap 'exit 75' INT TERM

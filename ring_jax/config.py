@@ -9,8 +9,10 @@ code.
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -177,7 +179,55 @@ class SourceConfig:
     """For generated sources: the task's name, such as `chain_sum`."""
     level: Literal["", "easy", "medium", "hard"] = ""
     path: str | None = None
-    """For file sources: the file to read."""
+    """For `jsonl`: the file to read. For `array_record`: shards, by a file, a folder or
+    a pattern."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LongRowsConfig:
+    """Training rows longer than a packed row. An answer is never cut."""
+
+    policy: Literal["drop", "move", "split"] = "drop"
+    """`drop` leaves them out; `move` keeps them for a run with longer packed rows, as
+    shards in the run folder; `split` cuts their reasoning (or a plain text) behind
+    paragraphs, lines or sentences; parts begin with the prompt and with the end of the
+    reasoning so far."""
+    carried_tokens: int = 256
+    """Reasoning that `split` repeats before it goes on, at most half of a part."""
+    max_loss: float = 0.05
+    """Share of the tokens of a source that may be in rows left out; more is refused."""
+
+    def __post_init__(self):
+        if self.carried_tokens < 1 or not 0 <= self.max_loss <= 1:
+            raise ConfigError(
+                f"carried_tokens={self.carried_tokens} must be at least 1, and "
+                f"max_loss={self.max_loss} from 0 to 1."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PackingConfig:
+    """How rows are put together into packed rows."""
+
+    algorithm: Literal["best_fit", "first_fit"] = "first_fit"
+    """`first_fit` places rows as they come, each where it fits first; `best_fit` places
+    the longest of a window first, each where it leaves the least room: a little fuller,
+    and steps are less alike."""
+    window_rows: int = 256
+    """Packed rows that are filled together, moved up to whole batches: more are fuller;
+    a change of the mixture begins with the next such window."""
+    fill: float | None = None
+    """Share of a packed row that tokens take; None measures what the lengths allow."""
+    no_room: Literal["drop", "refuse"] = "drop"
+    """What becomes of a row that found no room in four windows after its own: left out
+    and counted, or the run ends."""
+
+    def __post_init__(self):
+        if self.window_rows < 8:
+            # A row that finds no room waits for a window that has some to spare.
+            raise ConfigError(f"window_rows={self.window_rows} must be at least 8.")
+        if self.fill is not None and not 0 < self.fill <= 1:
+            raise ConfigError(f"fill={self.fill} must be above 0 and at most 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,8 +248,16 @@ class DataConfig:
         }
     )
     """Loss weight of each token class."""
+    long_rows: LongRowsConfig = dataclasses.field(default_factory=LongRowsConfig)
+    packing: PackingConfig = dataclasses.field(default_factory=PackingConfig)
     cache_dir: str | None = None
     """Where trained tokenizers are kept; None: the run folder."""
+    num_workers: int = 0
+    """Processes that make batches beside the training process; 0 uses a thread of it.
+    Batches are the same with any number."""
+    on_change: Literal["refuse", "allow"] = "refuse"
+    """What a continued run does when it finds other data than it began with; after
+    `allow`, rows can come twice or not at all."""
 
     def __post_init__(self):
         classes = TOKEN_CLASSES[1:]
@@ -209,6 +267,8 @@ class DataConfig:
             k: w for k, w in self.class_weights.items() if not 0 <= w < math.inf
         }:
             raise ConfigError(f"class_weights {bad} must be finite and at least 0.")
+        if self.num_workers < 0:
+            raise ConfigError(f"num_workers={self.num_workers} must be at least 0.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,11 +299,93 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumConfig:
+    """Which rows of a source come when, by rank of difficulty inside their source.
+
+    0 is the easiest row and 1 the hardest; ranks are told apart in eighths. Sources
+    whose rows nobody graded are read whole.
+    """
+
+    lowest: float = 0.0
+    """Rank from which rows are read."""
+    highest: float = 1.0
+    """Rank up to which rows are read, in the end."""
+    start: float = 1.0
+    """Part of these ranks that is open at the beginning; 1 opens all at once. The open
+    part grows with the square root of time (arXiv:1903.09848, equation 7, p = 2)."""
+    over_steps: int = 0
+    """Steps after which all ranks are open."""
+
+    def __post_init__(self):
+        if not 0 <= self.lowest < self.highest <= 1 or not 0 < self.start <= 1:
+            raise ConfigError(
+                f"curriculum {dataclasses.asdict(self)} needs 0 <= lowest < highest "
+                "<= 1 and 0 < start <= 1."
+            )
+        if round(8 * self.lowest) == round(8 * self.highest):
+            raise ConfigError(
+                f"lowest={self.lowest} and highest={self.highest} are the same eighth; "
+                "ranks are told apart in eighths."
+            )
+        if (self.start < 1) != (self.over_steps > 0):
+            raise ConfigError(
+                f"start={self.start} needs over_steps above 0, and 1 needs none; "
+                f"over_steps={self.over_steps}."
+            )
+
+
+def check_shares(shares: Mapping[str, float], *, name: str) -> None:
+    """Checks the shares of a mixture.
+
+    Raises:
+      ConfigError: there is none, or one is not a finite number above 0.
+    """
+    bad = {key: share for key, share in shares.items() if not 0 < share < math.inf}
+    if bad or not shares:
+        raise ConfigError(
+            f"{name}={bad or dict(shares)} needs at least one source, each above 0 "
+            "and finite; leave out what shall not be read."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureChangeConfig:
+    """A change of a stage's mixture on its way."""
+
+    step: int = 0
+    """Step of the stage at which it begins, moved up to the next packing window."""
+    mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Source name -> share of trained tokens from now on."""
+    schedule: Literal["step", "linear", "cosine"] = "step"
+    """How shares move to the new ones."""
+    over_steps: int = 0
+    """Steps in which `linear` and `cosine` get there."""
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
+    reason: str = ""
+    """Why; written to `mixture.json`."""
+
+    def __post_init__(self):
+        check_shares(self.mixture, name="mixture")
+        if self.step < 1:
+            raise ConfigError(f"step={self.step} must be at least 1.")
+        if (self.schedule == "step") != (self.over_steps == 0) or self.over_steps < 0:
+            raise ConfigError(
+                f"schedule={self.schedule!r} with over_steps={self.over_steps}: a step "
+                "takes 0 steps, linear and cosine take some."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StageConfig:
     """One stage of training: what it reads and how it steps."""
 
     mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Source name -> share of rows; shares need not sum to 1."""
+    """Source name -> share of trained tokens; shares need not sum to 1."""
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
+    mixture_changes: Mapping[str, MixtureChangeConfig] = dataclasses.field(
+        default_factory=dict
+    )
+    """Changes of the mixture by name, at steps that ascend."""
     num_steps: int = 100
     learning_rate: float = 4e-5
     """Peak, after warm-up."""
@@ -257,10 +399,16 @@ class StageConfig:
     def __post_init__(self):
         if self.num_steps < 1:
             raise ConfigError(f"num_steps={self.num_steps} must be at least 1.")
-        if not self.mixture or min(self.mixture.values()) <= 0:
-            raise ConfigError(
-                f"mixture={dict(self.mixture)} needs at least one source, each above 0."
-            )
+        check_shares(self.mixture, name="mixture")
+        steps = [change.step for change in self.mixture_changes.values()]
+        if steps != sorted(set(steps)):
+            raise ConfigError(f"mixture_changes begin at {steps}; let them ascend.")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names all sources that the stage reads, now or after a change."""
+        later = (change.mixture for change in self.mixture_changes.values())
+        return tuple(dict.fromkeys(itertools.chain(self.mixture, *later)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,7 +475,7 @@ class RunConfig:
         if not self.stages:
             raise ConfigError("stages is empty; a run needs at least one stage.")
         for name, stage in self.stages.items():
-            if unknown := sorted(set(stage.mixture) - set(self.data.sources)):
+            if unknown := sorted(set(stage.sources) - set(self.data.sources)):
                 near = difflib.get_close_matches(unknown[0], self.data.sources, n=1)
                 advice = f"Did you mean `{near[0]}`?" if near else "Declare it there."
                 raise ConfigError(
@@ -339,6 +487,226 @@ class RunConfig:
                 f"train.seq_len={self.train.seq_len} is more than "
                 f"model.max_positions={self.model.max_positions}."
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RawSourceConfig:
+    """Where a curation reads raw rows: files, or a package of `ring_jax.data`."""
+
+    kind: str = "jsonl"
+    """`jsonl`, `parquet`, `array_record`, or a kind of `SourceConfig`."""
+    path: str | None = None
+    """For files: one file, a folder, or a pattern such as `raw/*.parquet`."""
+    form: Literal[
+        "auto",
+        "row",
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "prompt_completion",
+        "preference",
+        "text",
+    ] = "auto"
+    """How a record says its conversation; `auto` looks at the names of its fields."""
+    licence: str = ""
+    """SPDX identifier; files must name one (`NOASSERTION` where nobody knows)."""
+    version: str = ""
+    """What the manifest calls this state of the files, beside their sha256."""
+    domain: str = ""
+    """Domain of rows that name none; empty: the source's name."""
+    verifier: str = ""
+    """Verifier of rows that name none but have an answer."""
+    num_rows: int = 1000
+    """For packages: rows to read or generate. Files are read whole."""
+    task: str = ""
+    """For packages: as in `SourceConfig`."""
+    level: Literal["", "easy", "medium", "hard"] = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ScreenConfig:
+    """Rows that try to steer the model, or that hide text from a reader's eye."""
+
+    control_tokens: Literal["drop", "keep"] = "drop"
+    """Tokens of chat templates inside a turn that is not the assistant's."""
+    invisible_text: Literal["drop", "keep"] = "drop"
+    prompt_injection: Literal["drop", "keep"] = "drop"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PurifyConfig:
+    """Defects of generated replies (the purification of arXiv:2506.14731's data)."""
+
+    repetition: Literal["drop", "keep"] = "drop"
+    truncation: Literal["drop", "keep"] = "drop"
+    broken_latex: Literal["drop", "keep"] = "drop"
+    missing_image: Literal["drop", "keep"] = "drop"
+    empty_think: Literal["drop", "strip", "keep"] = "drop"
+    """A think block without text; `strip` keeps the row without the block."""
+    mixed_languages: Literal["drop", "keep"] = "drop"
+    """A reply in a script that its prompt does not use."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ContaminationConfig:
+    """Overlap with the evaluation sets by n-grams of words."""
+
+    check: Literal["drop", "keep"] = "drop"
+    ngram: int = 13
+    """Words that a row and an evaluation item must share in sequence."""
+    shortest_ngram: int = 6
+    """Items of fewer words than `ngram` are looked for whole, down to this length;
+    still shorter ones must equal the row's whole prompt."""
+    max_items_per_ngram: int = 8
+    """An n-gram of more items of one set than this is a template's wording, and says
+    nothing; items made of such n-grams alone are compared by their whole prompt."""
+
+    def __post_init__(self):
+        if not 1 <= self.shortest_ngram <= self.ngram:
+            raise ConfigError(
+                f"shortest_ngram={self.shortest_ngram} must be from 1 to "
+                f"ngram={self.ngram}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ConsistencyConfig:
+    """Agreement among sampled answers, where a row has `metadata.samples`."""
+
+    check: Literal["drop", "keep"] = "drop"
+    min_samples: int = 3
+    """Rows with fewer samples are left as they are."""
+    min_agreement: float = 0.5
+    """The most frequent answer must have more than this share of the samples."""
+
+    def __post_init__(self):
+        if not 0.0 <= self.min_agreement < 1.0:
+            raise ConfigError(
+                f"min_agreement={self.min_agreement} must be from 0 to below 1."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class VerificationConfig:
+    """Grading of replies by the verifiers that rows name, in processes of their own."""
+
+    check: Literal["drop", "keep"] = "drop"
+    without_verifier: Literal["drop", "keep"] = "keep"
+    """Rows that name no verifier."""
+    num_workers: int = 2
+    timeout_seconds: float = 10.0
+    """Of one row; the worker is killed with all that it started."""
+    max_memory_bytes: int = 4_000_000_000
+    """Address space of one worker."""
+
+    def __post_init__(self):
+        if self.num_workers < 1 or self.timeout_seconds <= 0:
+            raise ConfigError(
+                f"num_workers={self.num_workers} must be at least 1 and "
+                f"timeout_seconds={self.timeout_seconds} above 0."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DuplicatesConfig:
+    """Rows that were there before; the first in the order of the sources is kept."""
+
+    exact: Literal["drop", "keep"] = "drop"
+    near: Literal["drop", "keep"] = "drop"
+    compare: Literal["conversation", "prompt"] = "conversation"
+    """`prompt` keeps one reply for each prompt."""
+    threshold: float = 0.8
+    """Share of common n-grams (Jaccard) from which two rows are near duplicates."""
+    ngram: int = 5
+    """Words of a shingle."""
+    num_hashes: int = 128
+    """Of a MinHash signature; the estimate's standard error is about
+    sqrt(J (1 - J) / num_hashes)."""
+    max_same_reply: int = 100
+    """Rows that may have one and the same long reply; more is how a poisoned set
+    looks. 0 allows any number."""
+
+    def __post_init__(self):
+        if not 0.0 < self.threshold <= 1.0:
+            raise ConfigError(f"threshold={self.threshold} must be in (0, 1].")
+        if self.ngram < 1 or self.num_hashes < 16 or self.num_hashes % 16:
+            raise ConfigError(
+                f"ngram={self.ngram} must be at least 1 and num_hashes="
+                f"{self.num_hashes} a multiple of 16."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DifficultyConfig:
+    """How hard a row is, from 0 to 1."""
+
+    by: Literal["auto", "pass_rate", "level", "length", "keep"] = "auto"
+    """1 - pass rate of `metadata.samples` or `metadata.pass_rate`, the generator's
+    level, or the reply's length; `auto` takes the first of these that a row has."""
+    longest_reply: int = 32_000
+    """Characters of a reply whose length counts as difficulty 1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TaxonomyConfig:
+    """Topics by keywords; the counts show what is missing."""
+
+    check: Literal["tag", "off"] = "tag"
+    nodes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Node, such as `maths/algebra`, -> keywords, comma-separated; added to the nodes
+    of `ring_jax/curate/taxonomy.json`."""
+    min_rows: int = 10
+    """A node with fewer rows is listed as a gap."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CurateConfig:
+    """A curation: from raw files to shards of rows that can be trusted."""
+
+    seed: int = 0
+    """Of generated sources."""
+    output_dir: str | None = None
+    """Where `--workdir` is not given."""
+    shard_rows: int = 10_000
+    """Rows of an output shard."""
+    chunk_rows: int = 2_000
+    """Raw rows that are held in memory and finished together; an interrupted curation
+    goes on behind the last finished chunk."""
+    max_row_bytes: int = 1_000_000
+    """Of a raw row; larger ones are quarantined."""
+    num_examples: int = 3
+    """Removed rows shown for each reason in the manifest."""
+    sources: Mapping[str, RawSourceConfig] = dataclasses.field(default_factory=dict)
+    evaluation_sets: Mapping[str, RawSourceConfig] = dataclasses.field(
+        default_factory=dict
+    )
+    """What must not be trained on; of a package, its held-out rows."""
+    screen: ScreenConfig = dataclasses.field(default_factory=ScreenConfig)
+    purify: PurifyConfig = dataclasses.field(default_factory=PurifyConfig)
+    contamination: ContaminationConfig = dataclasses.field(
+        default_factory=ContaminationConfig
+    )
+    consistency: ConsistencyConfig = dataclasses.field(
+        default_factory=ConsistencyConfig
+    )
+    verification: VerificationConfig = dataclasses.field(
+        default_factory=VerificationConfig
+    )
+    duplicates: DuplicatesConfig = dataclasses.field(default_factory=DuplicatesConfig)
+    difficulty: DifficultyConfig = dataclasses.field(default_factory=DifficultyConfig)
+    taxonomy: TaxonomyConfig = dataclasses.field(default_factory=TaxonomyConfig)
+
+    def __post_init__(self):
+        if not self.sources:
+            raise ConfigError("sources is empty; a curation needs at least one.")
+        for name in ("shard_rows", "chunk_rows", "max_row_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in [*self.sources, *self.evaluation_sets]:
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
+                raise ConfigError(
+                    f"source {name!r} names files; use letters, digits, _ . and -."
+                )
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

@@ -33,7 +33,9 @@ OPTIONAL = {
     "mlx",
     "mlx_lm",
     "periodictable",
+    "pyarrow",
     "reasoning_gym",
+    "rensa",
     "tensorboardX",
     "yaml",
 }

@@ -18,7 +18,9 @@ import rich.text
 
 from ring_jax.cli import status
 from ring_jax.cli.console import Console
-from ring_jax.cli.rows import print_rows
+from ring_jax.cli.data_view import view_data
+from ring_jax.cli.mixture import print_mixture
+from ring_jax.cli.rows import print_data
 from ring_jax.cli.settings import (
     load_any_config,
     load_run_config,
@@ -28,9 +30,10 @@ from ring_jax.cli.settings import (
 from ring_jax.config import ModelConfig
 from ring_jax.evaluate import panel_table
 from ring_jax.model.flops import abstract_transformer, count_parameters
+from ring_jax.report import write_data_page
 from ring_jax.report.run_folder import read_run_folder
 
-SUMMARY = "prints settings and parameters, a run folder's state, or rows as tokens"
+SUMMARY = "prints settings, a run folder's state, rows as tokens, or the mixture"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +43,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="ROWS",
-        help="print this many rows of each source, each token class in its colour",
+        help="print this many rows of each source, each token class in its colour, "
+        "and what the run trains on",
+    )
+    parser.add_argument(
+        "--html",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="for --data: write the same as a page",
+    )
+    parser.add_argument(
+        "--mixture",
+        action="store_true",
+        help="print the mixture's table and what --step reads, without reading a row",
+    )
+    parser.add_argument(
+        "--step",
+        type=int,
+        default=0,
+        metavar="N",
+        help="for --mixture: a step of the run, counted from 0 over all stages",
     )
 
 
@@ -48,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints settings and parameters, or with `--workdir` alone what a run has done."""
     console = Console()
     if args.data:
-        print_rows(
-            load_run_config(args), args.workdir, num_rows=args.data, console=console
-        )
-        summary = {}
+        summary = _print_data(args, console)
+    elif args.mixture:
+        config = load_run_config(args)
+        summary = print_mixture(config, args.workdir, step=args.step, console=console)
     elif args.config is not None:
         config = load_any_config(args)
         console.print(_settings(dataclasses.asdict(config)))
@@ -63,6 +85,21 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"status": status.DONE, **summary}))
     return status.DONE
+
+
+def _print_data(
+    args: argparse.Namespace, console: rich.console.Console
+) -> dict[str, Any]:
+    view = view_data(load_run_config(args), args.workdir, num_rows=args.data)
+    print_data(view, console)
+    if args.html is not None:
+        page = write_data_page(dataclasses.asdict(view), args.html)
+        console.print(f"page: {page}", soft_wrap=True, highlight=False)
+    return {
+        "gate": view.gate,
+        "sources": dict(view.sources),
+        "stages": dict(view.stages),
+    }
 
 
 def _settings(tree: Mapping[str, Any]) -> rich.table.Table:

@@ -26,6 +26,7 @@ from ring_jax.config import ConfigError
 
 VERBS = {
     "doctor": "doctor",
+    "curate": "curate",
     "inspect": "inspect",
     "plan": "plan",
     "train": "train",

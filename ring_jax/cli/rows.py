@@ -1,86 +1,116 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows as the model will meet them: text by token class, and what each class weighs."""
+"""`ring inspect --data` in a terminal: coloured rows, then what a run makes of them."""
 
-import itertools
-import operator
-import pathlib
-
+import rich.box
 import rich.console
+import rich.table
 import rich.text
 
-from ring_jax.cli.sample import prepare_sample
-from ring_jax.config import TOKEN_CLASSES, ConfigError, RunConfig
-from ring_jax.data import chat
-from ring_jax.data.chat import Rendered
-from ring_jax.data.schema import Row
-from ring_jax.data.tokenizer import Tokenizer
+from ring_jax.cli.data_view import CLASSES, DataView
 
 STYLES = {
-    "prompt": "dim",
+    "prompt": "blue",
     "think": "yellow",
     "answer": "green",
     "tool": "cyan",
-    "stop": "bold magenta",
+    "stop": "magenta",
 }
+"""Colour of a class; a class that is not trained is dim, one that weighs more, bold."""
 
 
-def print_rows(
-    config: RunConfig,
-    workdir: pathlib.Path | None,
-    *,
-    num_rows: int,
-    console: rich.console.Console,
-) -> None:
-    """Prints the first training rows of each source, as tokenized for training.
-
-    Args:
-      config: of the run.
-      workdir: a run folder, whose tokenizer is used if it has one.
-      num_rows: how many of each source.
-      console: where to.
-
-    Raises:
-      ConfigError: `num_rows` is below 1, or the data are refused.
-    """
-    if num_rows < 1:
-        raise ConfigError(f"--data={num_rows} must be at least 1.")
-    # A tokenizer trained here needs more text than what is shown.
-    sample = prepare_sample(config, num_rows=max(num_rows, 64), workdir=workdir)
-    console.print(_legend(config))
-    for source in sample.sources.values():
-        rows = source.train[:num_rows]
-        rendered = chat.render_rows(
-            rows, sample.tokenizer, template=config.data.template
-        )
-        for row, tokens in zip(rows, rendered, strict=True):
-            # Soft: a pipe gets the lines of the text, not of a terminal's width.
-            header = _description(row, num_tokens=len(tokens.ids))
-            console.print(header, soft_wrap=True)
-            text = _coloured(tokens, sample.tokenizer)
-            console.print(text, soft_wrap=True, end="\n\n")
+def print_data(view: DataView, console: rich.console.Console) -> None:
+    """Prints rows with each token class in its colour, then sources and stages."""
+    console.print(_legend(view))
+    for row in view.rows:
+        # Soft: a pipe gets the lines of the text, not of a terminal's width.
+        console.print(rich.text.Text(row.description, "bold"), soft_wrap=True)
+        text = rich.text.Text()
+        for span in row.spans:
+            text.append(span.text, style(span.token_class, span.weight))
+        console.print(text, soft_wrap=True, end="\n\n")
+    console.print(_sources(view))
+    console.print(_classes(view))
+    for stage in view.stages:
+        console.print(_shares(view, stage))
+    verdict = f"refuses: {view.gate}" if view.gate else "lets this run pass"
+    colour = "bold red" if view.gate else "green"
+    console.print(rich.text.Text(f"the start gate {verdict}", colour), soft_wrap=True)
 
 
-def _legend(config: RunConfig) -> rich.text.Text:
-    legend = rich.text.Text("classes and their loss weights:")
-    for name, weight in config.data.class_weights.items():
-        legend.append(f"  {name} {weight:g}", STYLES[name])
-    legend.append("\n")
+def style(token_class: str, weight: float) -> str:
+    """Returns the style of a class at a loss weight."""
+    if not weight:
+        return f"dim {STYLES[token_class]}"
+    return f"bold {STYLES[token_class]}" if weight > 1 else STYLES[token_class]
+
+
+def _legend(view: DataView) -> rich.text.Text:
+    legend = rich.text.Text()
+    # Stages of equal weights share a line.
+    lines: dict[tuple, list[str]] = {}
+    for stage, weights in view.weights.items():
+        lines.setdefault(tuple(weights.items()), []).append(stage)
+    for weights, stages in lines.items():
+        legend.append(f"loss weights of {', '.join(stages)}:")
+        for name, weight in weights:
+            legend.append(f"  {name} {weight:g}", style(name, weight))
+        legend.append("\n")
     return legend
 
 
-def _description(row: Row, *, num_tokens: int) -> rich.text.Text:
-    parts = [row.source, row.domain, row.task, row.level, row.package, row.licence]
-    if row.verifier:
-        parts.append(f"{row.verifier} expects {row.answer!r}")
-    parts.append(f"{num_tokens} tokens")
-    return rich.text.Text(" | ".join(filter(None, parts)), "bold")
+def _sources(view: DataView) -> rich.table.Table:
+    table = _table(
+        "source", "rows", "left out", "of tokens", "moved", "split", "trained on"
+    )
+    for name, source in view.sources.items():
+        lost = source["tokens_left_out"] / max(1, source["tokens"])
+        split = f"{source['rows_split']:,}"
+        if source["rows_split"]:
+            split += f" into {source['parts']:,}"
+        table.add_row(
+            name,
+            f"{source['rows']:,}",
+            f"{source['rows_left_out']:,}",
+            _percent(lost),
+            f"{source['rows_moved']:,}",
+            split,
+            f"{source['trainable_rows']:,}",
+        )
+    return table
 
 
-def _coloured(tokens: Rendered, tokenizer: Tokenizer) -> rich.text.Text:
-    text = rich.text.Text()
-    pairs = zip(tokens.classes.tolist(), tokens.ids.tolist(), strict=True)
-    # Neighbours are decoded together: one character may be several byte-level tokens.
-    for token_class, group in itertools.groupby(pairs, key=operator.itemgetter(0)):
-        ids = [token_id for _, token_id in group]
-        text.append(tokenizer.decode(ids), STYLES[TOKEN_CLASSES[token_class]])
-    return text
+def _classes(view: DataView) -> rich.table.Table:
+    table = _table("tokens of", *CLASSES)
+    for name, source in view.sources.items():
+        by_class = source["tokens_by_class"]
+        table.add_row(name, *(f"{by_class[label]:,}" for label in CLASSES))
+    return table
+
+
+def _shares(view: DataView, stage: str) -> rich.table.Table:
+    table = _table(
+        stage, "planned", "trained tokens", "count", "of its own", "rows", "epochs"
+    )
+    for name, source in view.stages[stage].items():
+        table.add_row(
+            name,
+            _percent(source["planned_share"]),
+            _percent(source["share"]),
+            f"{source['trained_tokens']:,}",
+            _percent(source["trained_part"]),
+            f"{source['rows']:,}",
+            f"{source['epochs']:.2f}",
+        )
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _table(*headers: str) -> rich.table.Table:
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for number, header in enumerate(headers):
+        justify = "right" if number else "left"
+        table.add_column(header, overflow="fold", justify=justify)
+    return table

@@ -30,8 +30,9 @@ from ring_jax.cli.settings import load_run_config, require_workdir
 from ring_jax.cli.together import run_together
 from ring_jax.cluster import find_preset, preset_names
 from ring_jax.config import ConfigError, RunConfig, flatten_settings, model_identity
-from ring_jax.data.mixture import mixture_table
-from ring_jax.data.pipeline import PreparedData, TrainBatches, prepare
+from ring_jax.data import mixture_file
+from ring_jax.data.pipeline import TrainBatches, prepare
+from ring_jax.data.prepared import PreparedData
 from ring_jax.evaluate import Panel, panel_table
 from ring_jax.model import Transformer, abstract_transformer
 from ring_jax.report import write_report
@@ -98,11 +99,17 @@ def _train(
     rows = sharding.rows_of_process(mesh, config.train.global_batch_size).tolist()
     for line in (_summary(data), _hardware(mesh), *_compiler_flags(os.environ)):
         console.print(line, highlight=False)
+
+    def open_batches(stage: str) -> TrainBatches:
+        record = functools.partial(mixture_file.record, workdir=workdir, stage=stage)
+        told = record if processes.is_first() else None
+        return TrainBatches(config, data, stage=stage, rows=rows, record=told)
+
     settings = Run(
         config=config,
         workdir=workdir,
         mesh=mesh,
-        open_batches=lambda stage: TrainBatches(config, data, stage=stage, rows=rows),
+        open_batches=open_batches,
         evaluate=Panel(config, data, workdir),
         console=console,
         mirror=tensorboard_mirror(workdir) if config.train.tensorboard else None,
@@ -151,10 +158,15 @@ def _initial_model(config: RunConfig) -> Callable[[], Transformer]:
 
 
 def _summary(data: PreparedData) -> str:
-    num_rows = sum(len(rows) for rows in data.rendered.values())
-    num_tokens = sum(len(row.ids) for rows in data.rendered.values() for row in rows)
-    num_dropped = sum(data.num_dropped.values())
-    dropped = f", {num_dropped} too long" if num_dropped else ""
+    num_rows = sum(index.num_rows for index in data.indexes.values())
+    num_tokens = sum(index.num_tokens for index in data.indexes.values())
+    counts = {
+        "left out": sum(report.rows_left_out for report in data.lengths.values()),
+        "kept in longer/": sum(report.rows_moved for report in data.lengths.values()),
+        "split": sum(report.rows_split for report in data.lengths.values()),
+    }
+    told = [f"{count:,} {name}" for name, count in counts.items() if count]
+    dropped = f"; too long: {', '.join(told)}" if told else ""
     return (
         f"{num_rows:,} rows of {len(data.rendered)} sources, {num_tokens:,} tokens "
         f"of a {data.tokenizer.vocab_size}-entry tokenizer{dropped}"
@@ -197,16 +209,14 @@ def _prepare(config: RunConfig, workdir: pathlib.Path) -> PreparedData:
         folder = workdir
         if not processes.is_first():
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-        data = prepare(config, folder)
+        data = prepare(config, folder, kept_in=workdir)
     if not processes.have_same(bytes.fromhex(data.digest)):
         raise ConfigError(
             f"the processes read different data (here {data.digest}); give all "
             "machines the same files and packages."
         )
     if processes.is_first():
-        (workdir / "mixture.json").write_text(
-            json.dumps(mixture_table(config), indent=2) + "\n", "utf-8"
-        )
+        mixture_file.write(config, data, workdir)
     return data
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read: sources, tokenizer, chat rendering, mixture, packing, pipeline."""
+"""What is read: sources, tokenizer, chat, length index, ledger, packing, pipeline."""
 
 from ring_jax.data.chat import CHAT_TEMPLATES as CHAT_TEMPLATES
 from ring_jax.data.chat import Rendered as Rendered
@@ -9,14 +9,18 @@ from ring_jax.data.chat import prompt_text as prompt_text
 from ring_jax.data.chat import render as render
 from ring_jax.data.chat import render_prompt as render_prompt
 from ring_jax.data.chat import render_rows as render_rows
-from ring_jax.data.mixture import mixture_table as mixture_table
-from ring_jax.data.pipeline import PreparedData as PreparedData
+from ring_jax.data.ledger import Change as Change
+from ring_jax.data.ledger import Ledger as Ledger
+from ring_jax.data.length_index import LengthIndex as LengthIndex
 from ring_jax.data.pipeline import TrainBatches as TrainBatches
 from ring_jax.data.pipeline import heldout_batches as heldout_batches
-from ring_jax.data.pipeline import open_sources as open_sources
 from ring_jax.data.pipeline import prepare as prepare
+from ring_jax.data.prepared import PreparedData as PreparedData
+from ring_jax.data.prepared import open_sources as open_sources
 from ring_jax.data.schema import Message as Message
 from ring_jax.data.schema import Row as Row
 from ring_jax.data.schema import ToolCall as ToolCall
 from ring_jax.data.sources import SourceRows as SourceRows
+from ring_jax.data.stage_ledger import open_ledger as open_ledger
 from ring_jax.data.tokenizer import Tokenizer as Tokenizer
+from ring_jax.data.windows import Windows as Windows

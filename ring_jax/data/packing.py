@@ -1,47 +1,116 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packing: rendered rows into fixed [B, T] arrays, first fit, no row cut."""
+"""Packing: rows into bins of `seq_len` tokens by their lengths, bins into arrays.
 
+No row is cut, and none leaves its window for want of the best place: which bin a row is
+in is a function of the lengths of the window's rows alone.
+"""
+
+import bisect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-import grain
 import numpy as np
 
 from ring_jax.batch import Batch
 from ring_jax.config import TOKEN_CLASSES
 from ring_jax.data.chat import Rendered
 
-FEATURES = ("ids", "classes", "sources")
-"""Per-token arrays of an example; grain adds segments and positions of `ids`."""
+type Algorithm = Literal["best_fit", "first_fit"]
 
 
-def to_example(rendered: Rendered, *, source: int) -> dict[str, np.ndarray]:
-    """Turns a rendered row of a source into what the packer takes."""
-    sources = np.full_like(rendered.ids, source)
-    return {"ids": rendered.ids, "classes": rendered.classes, "sources": sources}
-
-
-def pack(
-    examples: grain.IterDataset, *, batch_size: int, seq_len: int, rows: Sequence[int]
-) -> grain.IterDataset:
-    """Packs examples into dictionaries of [len(rows), seq_len] arrays.
-
-    Rows enter the first bin with room; when one fits nowhere, all bins leave together.
-    The bins of one batch are thus filled from consecutive rows, and a checkpoint needs
-    no more than the place of the first of them. A last partial batch is dropped.
+def assign(
+    lengths_C: np.ndarray,
+    *,
+    num_bins: int,
+    seq_len: int,
+    algorithm: Algorithm,
+) -> np.ndarray:
+    """Chooses a bin for each row.
 
     Args:
-      examples: dictionaries of `to_example`, none longer than seq_len.
-      batch_size: B, bins that are open at once.
-      seq_len: T, tokens per bin.
-      rows: which bins of each batch to stack; the others are another process's.
+      lengths_C: i64[C], tokens of each row.
+      num_bins: bins there are, all empty.
+      seq_len: tokens that a bin holds.
+      algorithm: `best_fit` takes rows from the longest to the shortest, each into the
+        fullest bin with room (best fit decreasing); `first_fit` takes them in order,
+        each into the first bin with room.
+
+    Returns:
+      i64[C], the bin of each row; -1 where no bin has room.
     """
-    packed = _first_fit(examples, batch_size=batch_size, seq_len=seq_len)
+    free = [seq_len] * num_bins
+    if algorithm == "first_fit":
+        return _first_fit(lengths_C, np.asarray(free))
+    return place_best(lengths_C, free)
 
-    def stack(bins: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        return {name: np.stack([bins[row][name] for row in rows]) for name in bins[0]}
 
-    return packed.batch(batch_size, drop_remainder=True, batch_fn=stack)
+def count_bins(lengths_C: np.ndarray, *, seq_len: int, algorithm: Algorithm) -> int:
+    """Counts the bins that rows take where there are as many as it needs."""
+    # Two neighbouring bins never fit into one, whatever the algorithm.
+    enough = min(len(lengths_C), 2 * -(-int(lengths_C.sum()) // seq_len) + 1)
+    bins_C = assign(lengths_C, num_bins=enough, seq_len=seq_len, algorithm=algorithm)
+    return int(bins_C.max(initial=-1)) + 1
+
+
+def place_best(lengths_C: np.ndarray, free: Sequence[int]) -> np.ndarray:
+    """Places rows, the longest first, each into the fullest bin that has room for it.
+
+    Args:
+      lengths_C: i64[C], tokens of each row.
+      free: tokens that each bin still takes.
+
+    Returns:
+      i64[C], the bin of each row; -1 where no bin has room.
+    """
+    num_bins = len(free)
+    # One integer holds room and bin, so that a sorted list of integers is the queue.
+    queue = sorted(room * num_bins + bin_ for bin_, room in enumerate(free))
+    bins_C = np.full(len(lengths_C), -1, np.int64)
+    for row in np.argsort(-lengths_C, kind="stable").tolist():
+        length = int(lengths_C[row])
+        at = bisect.bisect_left(queue, length * num_bins)
+        if at == num_bins:
+            continue
+        room, bins_C[row] = divmod(queue.pop(at), num_bins)
+        bisect.insort(queue, (room - length) * num_bins + int(bins_C[row]))
+    return bins_C
+
+
+def _first_fit(lengths_C: np.ndarray, free: np.ndarray) -> np.ndarray:
+    bins_C = np.full(len(lengths_C), -1, np.int64)
+    for row, length in enumerate(lengths_C.tolist()):
+        first = int(np.argmax(free >= length))
+        if free[first] >= length:
+            free[first] -= length
+            bins_C[row] = first
+    return bins_C
+
+
+def stack(
+    bins: Sequence[Sequence[tuple[int, Rendered]]], *, seq_len: int
+) -> dict[str, np.ndarray]:
+    """Lays the rows of bins one after the other.
+
+    Args:
+      bins: of each bin its rows: the number of the source, and the tokens.
+      seq_len: T.
+
+    Returns:
+      ids, segments, positions, classes and sources, each i32[B, T], 0 on padding.
+    """
+    names = ("ids", "segments", "positions", "classes", "sources")
+    arrays = {name: np.zeros((len(bins), seq_len), np.int32) for name in names}
+    for line, rows in enumerate(bins):
+        start = 0
+        for segment, (source, row) in enumerate(rows, 1):
+            here = np.index_exp[line, start : start + len(row.ids)]
+            arrays["ids"][here] = row.ids
+            arrays["segments"][here] = segment
+            arrays["positions"][here] = np.arange(len(row.ids))
+            arrays["classes"][here] = row.classes
+            arrays["sources"][here] = source
+            start += len(row.ids)
+    return arrays
 
 
 def to_batch(
@@ -53,24 +122,21 @@ def to_batch(
     vocabulary that is also the end token, which must be trained.
 
     Args:
-      packed: arrays [B, T] of `pack`.
+      packed: arrays [B, T] of `stack`.
       weights_by_class: f32[6], loss weight of each of `config.TOKEN_CLASSES`.
       pad_id: id written on padding.
     """
-    segments_BT = packed["ids_segment_ids"].astype(np.int32)
-    positions_BT = packed["ids_positions"].astype(np.int32)
-    is_padding_BT = segments_BT == 0
-    classes_BT = np.where(is_padding_BT, 0, packed["classes"]).astype(np.int32)
+    is_padding_BT = packed["segments"] == 0
     # Nothing stands before a first token that could predict it.
-    is_predicted_BT = ~is_padding_BT & (positions_BT > 0)
-    weights_BT = np.where(is_predicted_BT, weights_by_class[classes_BT], 0)
+    is_predicted_BT = ~is_padding_BT & (packed["positions"] > 0)
+    weights_BT = np.where(is_predicted_BT, weights_by_class[packed["classes"]], 0)
     # Numpy arrays in a type that speaks of device arrays: placing them is train's work.
     arrays: dict[str, Any] = {
-        "ids_BT": np.where(is_padding_BT, pad_id, packed["ids"]).astype(np.int32),
-        "segments_BT": segments_BT,
-        "positions_BT": positions_BT,
-        "classes_BT": classes_BT,
-        "sources_BT": np.where(is_padding_BT, 0, packed["sources"]).astype(np.int32),
+        "ids_BT": np.where(is_padding_BT, np.int32(pad_id), packed["ids"]),
+        "segments_BT": packed["segments"],
+        "positions_BT": packed["positions"],
+        "classes_BT": packed["classes"],
+        "sources_BT": packed["sources"],
         "weights_BT": weights_BT.astype(np.float32),
     }
     return Batch(**arrays)
@@ -91,36 +157,24 @@ def pack_all(
       Batches of one shape; the last is filled up with padding. Rows longer than seq_len
       are left out.
     """
-    examples = [
-        to_example(row, source=source) for row in rows if len(row.ids) <= seq_len
-    ]
-    in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    dataset = grain.MapDataset.source(examples).to_iter_dataset(in_this_thread)
-    packed = list(_first_fit(dataset, batch_size=batch_size, seq_len=seq_len))
-    if not packed:
-        return []
-    empty = {name: np.zeros_like(array) for name, array in packed[0].items()}
-    packed += [empty] * (-len(packed) % batch_size)
-    groups = [packed[i : i + batch_size] for i in range(0, len(packed), batch_size)]
+    fitting = [row for row in rows if len(row.ids) <= seq_len]
+    lengths_C = np.asarray([len(row.ids) for row in fitting], np.int64)
+    bins_C = assign(
+        lengths_C, num_bins=len(fitting), seq_len=seq_len, algorithm="first_fit"
+    )
+    num_used = int(bins_C.max(initial=-1)) + 1
+    num_bins = -(-num_used // batch_size) * batch_size
+    bins: list[list[tuple[int, Rendered]]] = [[] for _ in range(num_bins)]
+    for row, bin_ in zip(fitting, bins_C.tolist(), strict=True):
+        bins[bin_].append((source, row))
     return [
         to_batch(
-            {name: np.stack([row[name] for row in group]) for name in empty},
+            stack(bins[first : first + batch_size], seq_len=seq_len),
             weights_by_class=weights_by_class,
             pad_id=pad_id,
         )
-        for group in groups
+        for first in range(0, num_bins, batch_size)
     ]
-
-
-def _first_fit(
-    examples: grain.IterDataset, *, batch_size: int, seq_len: int
-) -> grain.IterDataset:
-    return grain.experimental.FirstFitPackIterDataset(
-        examples,
-        length_struct=dict.fromkeys(FEATURES, seq_len),
-        num_packing_bins=batch_size,
-        shuffle_bins=False,
-    )
 
 
 def weights_table(class_weights: Mapping[str, float]) -> np.ndarray:

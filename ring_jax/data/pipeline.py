@@ -1,101 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a run's config to batches: read, tokenize, check, mix, pack, prefetch."""
+"""From prepared data to batches: what a stage's ledger says, packed and prefetched."""
 
 import dataclasses
-import hashlib
-import itertools
 import os
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from absl import logging
+from absl import flags, logging
 
 from ring_jax.batch import Batch
-from ring_jax.config import TOKEN_CLASSES, ConfigError, RunConfig, StageConfig
-from ring_jax.data import chat, mixture, packing, sources
-from ring_jax.data import tokenizer as tokenizers
+from ring_jax.config import ConfigError, RunConfig
+from ring_jax.data import chat, gate, packing
+from ring_jax.data import prepared as prepared_data
 from ring_jax.data.chat import Rendered
-from ring_jax.data.schema import Row
-from ring_jax.data.sources import SourceRows
-from ring_jax.data.tokenizer import Tokenizer
+from ring_jax.data.ledger import Change, Ledger, entry_from_json
+from ring_jax.data.prepared import PreparedData
+from ring_jax.data.rendered_rows import RenderedRows
+from ring_jax.data.stage_ledger import (
+    class_weights_table,
+    continued,
+    open_ledger,
+    stage_identity,
+)
+from ring_jax.data.windows import MAX_DELAY, Windows
 
 NUM_PREFETCHED = 4
 """Batches made ahead by a thread while a step runs."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PreparedData:
-    """What a run reads, checked and tokenized; sources in the order of the config."""
+def prepare(
+    config: RunConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    kept_in: str | os.PathLike[str] | None = None,
+) -> PreparedData:
+    """Reads and tokenizes what a run trains on, and lets it through the start gate.
 
-    tokenizer: Tokenizer
-    sources: Mapping[str, SourceRows]
-    rendered: Mapping[str, list[Rendered]]
-    """Training rows that fit into a packed row."""
-    num_dropped: Mapping[str, int]
-    """Training rows longer than `train.seq_len`, by source."""
-    digest: str
-    """Hash of everything that training reads: a resumed run must find the same."""
+    Writes `<workdir>/tokenizer/tokenizer.json` and `<workdir>/lengths/`, the length
+    index of each source, last, when all checks have passed.
 
-    def source_index(self, name: str) -> int:
-        """Looks up the number that batches carry for a source."""
-        return list(self.sources).index(name)
-
-
-def prepare(config: RunConfig, workdir: str | os.PathLike[str]) -> PreparedData:
-    """Reads all sources, gets the tokenizer, renders and checks every training row.
-
-    Writes `<workdir>/tokenizer/tokenizer.json`, last, when all checks have passed.
+    Args:
+      config: of the run.
+      workdir: the folder to write to.
+      kept_in: a run folder to look for known lengths of rows; None means `workdir`.
 
     Raises:
-      ConfigError: a source or row is bad; the tokenizer does not suit the model or the
-        run folder; a row of a stage has no trained token or an untrained stop token; a
-        source has no row that fits.
+      ConfigError: as `prepared.read` and `gate.check` do, or the run folder has another
+        tokenizer.
     """
-    opened = open_sources(config)
-    tokenizer = _tokenizer(config, opened)
-    _check_tokenizer(config, tokenizer)
-    rendered, num_dropped = {}, {}
-    for name, source_rows in opened.items():
-        rows = chat.render_rows(
-            source_rows.train, tokenizer, template=config.data.template
-        )
-        for stage_name, stage in config.stages.items():
-            if name in stage.mixture:
-                weights = class_weights_table(config, stage=stage)
-                _check_trained(source_rows.train, rows, weights, stage=stage_name)
-        fitting = [row for row in rows if len(row.ids) <= config.train.seq_len]
-        num_dropped[name] = len(rows) - len(fitting)
-        _check_fitting(config, name, fitting, num_dropped=num_dropped[name])
-        rendered[name] = fitting
-    _save_tokenizer(tokenizer, pathlib.Path(workdir) / "tokenizer" / "tokenizer.json")
-    return PreparedData(
-        tokenizer=tokenizer,
-        sources=opened,
-        rendered=rendered,
-        num_dropped=num_dropped,
-        digest=_digest(rendered),
-    )
-
-
-def open_sources(config: RunConfig) -> dict[str, SourceRows]:
-    """Reads the training and held-out rows of every declared source."""
-    return {
-        name: sources.read(source, name=name, seed=config.seed)
-        for name, source in config.data.sources.items()
-    }
-
-
-def class_weights_table(config: RunConfig, *, stage: StageConfig) -> np.ndarray:
-    """Computes the loss weight of each token class in a stage: f32[6]."""
-    weights = dict(config.data.class_weights)
-    if missing := sorted(set(TOKEN_CLASSES[1:]) - set(weights)):
-        raise ConfigError(f"data.class_weights lacks {missing}; give each a weight.")
-    if stage.train_prompts:
-        weights["prompt"] = max(1.0, weights["prompt"])
-    return packing.weights_table(weights)
+    data = prepared_data.read(config, kept_in or workdir)
+    gate.check(config, data)
+    prepared_data.save(data, workdir)
+    return data
 
 
 def heldout_batches(
@@ -118,14 +77,12 @@ def heldout_batches(
 
 
 class TrainBatches(Iterator[Batch]):
-    """The batches of one stage, without end; numpy arrays, made ahead by a thread.
+    """The batches of one stage, without end; numpy arrays, made ahead.
 
-    The state is a small JSON tree: the place in the mixture and in the open batch. It
-    speaks of the batches that were handed out, never of those made ahead.
-
-    Which rows fill a batch depends on the lengths of all of them, so every process
-    packs the whole batch, and makes arrays of its own rows alone. Batch and state are
-    the same whatever the number of processes.
+    A batch is a function of the ledger's table and of its step. So the state is the
+    number of batches that were handed out, and the table (beside a count for people, of
+    rows left out); it does not depend on how many processes share a batch, nor on how
+    many workers make them.
     """
 
     def __init__(
@@ -135,6 +92,7 @@ class TrainBatches(Iterator[Batch]):
         *,
         stage: str,
         rows: Sequence[int] | None = None,
+        record: Callable[[Ledger], None] | None = None,
     ):
         """Opens a stage at its beginning.
 
@@ -143,81 +101,191 @@ class TrainBatches(Iterator[Batch]):
           prepared: its data, the same in every process.
           stage: name of the stage.
           rows: which rows of each batch to hand out, ascending; None means all.
+          record: takes the ledger before the first batch that follows it, so that a
+            run folder tells what its run does; None where there is no folder.
         """
-        self._stage = stage
-        self._digest = _stage_digest(config, prepared, stage)
         if rows is None:
             rows = range(config.train.global_batch_size)
-        self._iterator = iter(_stage_dataset(config, prepared, stage, rows=rows))
+        self._config, self._prepared, self._rows = config, prepared, tuple(rows)
+        self._record = record
+        self._identity = stage_identity(config, prepared, stage=stage)
+        self._of_config = open_ledger(config, prepared.indexes, stage=stage)
+        self._ledger = self._of_config
+        weights = class_weights_table(config, stage=config.stages[stage])
+        self._to_batch = _ToBatch(weights, config.model.pad_id)
+        self._position = 0
+        self._num_left_out = 0
+        self._iterator: grain.DatasetIterator[tuple[Batch, int]] | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the batches follow."""
+        return self._ledger
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        if self._iterator is None:
+            self._tell()
+            self._iterator = self._open(self._position)
+        batch, num_left_out = next(self._iterator)
+        if num_left_out:
+            self._num_left_out += num_left_out
+            logging.warning(
+                "step %d: %d rows found no room in %d windows and are left out, %d so "
+                "far; a lower data.packing.fill gives them room",
+                self._position,
+                num_left_out,
+                MAX_DELAY,
+                self._num_left_out,
+            )
+        self._position += 1
+        return batch
 
     def get_state(self) -> dict[str, Any]:
         """Tells where the next batch begins."""
-        place = self._iterator.get_state()
-        return {"stage": self._stage, "data": self._digest, "place": place}
+        return {
+            "position": self._position,
+            "left_out": self._num_left_out,
+            "table": [entry.to_json() for entry in self._ledger.table],
+            "identity": self._identity,
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues where `get_state` was asked.
 
+        Changes that the config adds behind that place are taken over.
+
         Raises:
-          ConfigError: the state is of another stage or of other data.
+          ConfigError: the state is of another stage or of other data, or the config
+            changes the mixture of steps that are done; names what differs.
         """
-        if state["stage"] != self._stage or state["data"] != self._digest:
+        differences = _differences(state["identity"], self._identity)
+        is_allowed = self._config.data.on_change == "allow"
+        if differences and not is_allowed:
             raise ConfigError(
-                f"data: the checkpoint is of stage {state['stage']!r} with data "
-                f"{state['data']}, but this run reads stage {self._stage!r} with data "
-                f"{self._digest}; sources, seed, sizes or installed packages changed. "
-                "Undo the change or use a new workdir."
+                f"data: changed since the checkpoint: {'; '.join(differences)}. Undo "
+                "the change, use a new workdir, or set data.on_change=allow."
             )
-        self._iterator.set_state(state["place"])
+        position = state["position"]
+        if differences:
+            logging.warning("data changed, as allowed: %s", "; ".join(differences))
+        else:
+            table = [entry_from_json(entry) for entry in state["table"]]
+            self._ledger = continued(self._of_config, table, position=position)
+        self._num_left_out = state["left_out"]
+        self._restart(position)
+
+    def change_mixture(self, change: Change) -> int:
+        """Changes the mixture while the run goes on; every process must ask the same.
+
+        Args:
+          change: begins at `start_step`, or as soon as it can if that has passed.
+
+        Returns:
+          The step of the stage at which it begins.
+        """
+        window_steps = self._ledger.geometry.window_steps
+        last_window = self._ledger.table[-1].start_window
+        soonest = max(self._position, (last_window + 1) * window_steps)
+        start_step = max(change.start_step, soonest)
+        change = dataclasses.replace(change, start_step=start_step, origin="run")
+        self._ledger = self._ledger.extended(change)
+        self._restart(self._position)
+        self._tell()
+        return self._ledger.table[-1].start_window * window_steps
 
     def close(self) -> None:
-        """Stops the thread that makes batches ahead; the object is of no use after."""
-        self._iterator.close()
+        """Stops what makes batches ahead; `next` would start it again."""
+        if self._iterator is not None:
+            self._iterator.close()
         # Its destructor closes again, which fails once Python has begun to shut down.
-        del self._iterator
+        self._iterator = None
+
+    def _restart(self, position: int) -> None:
+        self.close()
+        self._position = position
+
+    def _tell(self) -> None:
+        if self._record is not None:
+            self._record(self._ledger)
+
+    def _open(self, position: int) -> grain.DatasetIterator:
+        steps = _Steps(
+            Windows(self._ledger), self._prepared.rendered, self._rows, position
+        )
+        # One thread prefetches whole batches below; more would only make single ones.
+        dataset = grain.MapDataset.source(steps).to_iter_dataset(
+            grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        )
+        if num_workers := self._config.data.num_workers:
+            if not flags.FLAGS.is_parsed():
+                # Worker processes get the flags of absl, which no command of ours has.
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=num_workers)
+            )
+        dataset = grain.experimental.ThreadPrefetchIterDataset(
+            dataset.map(self._to_batch), prefetch_buffer_size=NUM_PREFETCHED
+        )
+        return iter(dataset)
 
 
-def _stage_dataset(
-    config: RunConfig, prepared: PreparedData, stage_name: str, *, rows: Sequence[int]
-) -> grain.IterDataset:
-    stage = config.stages[stage_name]
-    components = [
-        _source_dataset(config, prepared, name, stage=stage_name)
-        for name in stage.mixture
+class _Steps:
+    """Packed arrays of the steps from `first` on, as a random-access source."""
+
+    def __init__(
+        self,
+        windows: Windows,
+        rendered: Mapping[str, Sequence[Rendered]],
+        rows: Sequence[int],
+        first: int,
+    ):
+        self._windows, self._rows, self._first = windows, rows, first
+        self._rendered = list(rendered.values())
+
+    def __len__(self) -> int:
+        # Sources repeat, so a stage has no end of its own.
+        return sys.maxsize - self._first
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        step = self._first + index
+        window_steps = self._windows.ledger.geometry.window_steps
+        bins = self._windows.bins(step)
+        num_left_out = 0
+        if step % window_steps == 0:
+            num_left_out = len(self._windows.left_out(step // window_steps).places_C)
+        chosen = [
+            list(zip(bin_.sources_C.tolist(), bin_.rows_C.tolist(), strict=True))
+            for bin_ in (bins[line] for line in self._rows)
+        ]
+        found = self._find({pair for bin_ in chosen for pair in bin_})
+        rows = [[(pair[0], found[pair]) for pair in bin_] for bin_ in chosen]
+        seq_len = self._windows.ledger.geometry.seq_len
+        # Counted once, with the window's first step, whichever rows a process takes.
+        count = {"left_out": np.full(1, num_left_out)}
+        return packing.stack(rows, seq_len=seq_len) | count
+
+    def _find(self, pairs: set[tuple[int, int]]) -> dict[tuple[int, int], Rendered]:
+        """Looks up rows by source and number; rows in files are rendered together."""
+        found = {}
+        for source, rows in enumerate(self._rendered):
+            numbers = sorted(row for its, row in pairs if its == source)
+            if not numbers:
+                continue
+            if isinstance(rows, RenderedRows):
+                tokens = rows.take(numbers)
+            else:
+                tokens = [rows[number] for number in numbers]
+            keys = [(source, number) for number in numbers]
+            found |= zip(keys, tokens, strict=True)
+        return found
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in [*now, *(key for key in before if key not in now)]
+        if before.get(key) != now.get(key)
     ]
-    selection = mixture.MixtureMap(mixture.interleave(stage.mixture))
-    mixed = grain.MapDataset.select_from_datasets(components, selection)
-    # One thread prefetches whole batches below; more would only make single rows.
-    examples = mixed.to_iter_dataset(
-        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    )
-    packed = packing.pack(
-        examples,
-        batch_size=config.train.global_batch_size,
-        seq_len=config.train.seq_len,
-        rows=rows,
-    )
-    weights = class_weights_table(config, stage=stage)
-    to_batch = _ToBatch(weights, config.model.pad_id)
-    return grain.experimental.ThreadPrefetchIterDataset(
-        packed.map(to_batch), prefetch_buffer_size=NUM_PREFETCHED
-    )
-
-
-def _source_dataset(
-    config: RunConfig, prepared: PreparedData, name: str, *, stage: str
-) -> grain.MapDataset:
-    source = prepared.source_index(name)
-    examples = [
-        packing.to_example(row, source=source) for row in prepared.rendered[name]
-    ]
-    # Each stage walks through a source in an order of its own, and so does each epoch.
-    text = f"{config.seed}/{stage}/{name}"
-    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
-    return grain.MapDataset.source(examples).shuffle(seed=seed).repeat()
 
 
 class _ToBatch(grain.transforms.Map):
@@ -225,101 +293,8 @@ class _ToBatch(grain.transforms.Map):
         self._weights_by_class = weights_by_class
         self._pad_id = pad_id
 
-    def map(self, packed: Mapping[str, np.ndarray]) -> Batch:
-        return packing.to_batch(
+    def map(self, packed: Mapping[str, np.ndarray]) -> tuple[Batch, int]:
+        batch = packing.to_batch(
             packed, weights_by_class=self._weights_by_class, pad_id=self._pad_id
         )
-
-
-def _tokenizer(config: RunConfig, opened: Mapping[str, SourceRows]) -> Tokenizer:
-    settings = config.data.tokenizer
-    if settings.path is not None:
-        return tokenizers.load(settings.path)
-    # A row from each source in turn, so that a large one does not crowd out others.
-    rows = itertools.chain.from_iterable(
-        itertools.zip_longest(*(source_rows.train for source_rows in opened.values()))
-    )
-    chosen = itertools.islice(filter(None, rows), settings.num_training_rows)
-    template = config.data.template
-    texts = [text for row in chosen for text in chat.texts(row, template=template)]
-    if config.data.cache_dir is None:
-        return tokenizers.train(texts, vocab_size=settings.vocab_size)
-    return tokenizers.train_cached(
-        texts, vocab_size=settings.vocab_size, cache_dir=config.data.cache_dir
-    )
-
-
-def _check_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> None:
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"tokenizer: its {tokenizer.vocab_size} ids do not fit into "
-            f"model.vocab_size={config.model.vocab_size}; raise that."
-        )
-    if tokenizer.eos_id != config.model.eos_id:
-        raise ConfigError(
-            f"model.eos_id={config.model.eos_id}, but <|endoftext|> is "
-            f"{tokenizer.eos_id} in the tokenizer; set model.eos_id to it."
-        )
-
-
-def _check_trained(
-    rows: list[Row], rendered: list[Rendered], weights: np.ndarray, *, stage: str
-) -> None:
-    stop = TOKEN_CLASSES.index("stop")
-    for row, tokens in zip(rows, rendered, strict=True):
-        weights_T = weights[tokens.classes[1:]]
-        if not weights_T[tokens.classes[1:] != stop].any():
-            raise ConfigError(
-                f"row {row.id}: stage {stage} trains none of its tokens; raise "
-                "data.class_weights of its classes or drop the row."
-            )
-        if not weights_T[-1]:
-            raise ConfigError(
-                f"row {row.id}: stage {stage} does not train its stop token, so the "
-                "model would never end a turn; raise data.class_weights.stop above 0."
-            )
-
-
-def _check_fitting(
-    config: RunConfig, name: str, fitting: list[Rendered], *, num_dropped: int
-) -> None:
-    if not fitting:
-        raise ConfigError(
-            f"data.sources.{name}: all {num_dropped} rows are longer than "
-            f"train.seq_len={config.train.seq_len} tokens; raise it."
-        )
-    if num_dropped:
-        logging.info(
-            "source %s: dropped %d rows longer than %d tokens, kept %d",
-            name,
-            num_dropped,
-            config.train.seq_len,
-            len(fitting),
-        )
-
-
-def _save_tokenizer(tokenizer: Tokenizer, path: pathlib.Path) -> None:
-    if not path.is_file():
-        tokenizer.save(path)
-    elif path.read_text(encoding="utf-8") != tokenizer.to_json():
-        raise ConfigError(
-            f"tokenizer: {path} differs from the one that the config gives now; "
-            "sources, seed or packages changed. Undo the change or use a new workdir."
-        )
-
-
-def _digest(rendered: Mapping[str, list[Rendered]]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, rows in rendered.items():
-        digest.update(f"{name}:{len(rows)}".encode())
-        for row in rows:
-            digest.update(row.ids.tobytes())
-            digest.update(row.classes.tobytes())
-    return digest.hexdigest()
-
-
-def _stage_digest(config: RunConfig, prepared: PreparedData, stage: str) -> str:
-    mixture_slots = mixture.interleave(config.stages[stage].mixture)
-    sizes = (config.seed, config.train.global_batch_size, config.train.seq_len)
-    text = repr((prepared.digest, list(config.stages[stage].mixture), mixture_slots))
-    return hashlib.blake2b(f"{text}{sizes}".encode(), digest_size=8).hexdigest()
+        return batch, int(packed["left_out"][0])

@@ -84,7 +84,7 @@ class Row:
         return self.messages[-1]
 
 
-def row_from_json(line: str, *, where: str, defaults: Mapping[str, Any]) -> Row:
+def row_from_json(line: str | bytes, *, where: str, defaults: Mapping[str, Any]) -> Row:
     """Reads a row from one line of JSON, strictly.
 
     Args:
@@ -97,12 +97,23 @@ def row_from_json(line: str, *, where: str, defaults: Mapping[str, Any]) -> Row:
     """
     try:
         fields = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{where}: is not JSON ({error}). One object per line."
         ) from None
     if not isinstance(fields, dict):
         raise ConfigError(f"{where}: is {type(fields).__name__}; it must be an object.")
+    return row_from_fields(fields, where=where, defaults=defaults)
+
+
+def row_from_fields(
+    fields: Mapping[str, Any], *, where: str, defaults: Mapping[str, Any]
+) -> Row:
+    """Makes a row of fields by name; `messages` lists objects, or `Message`s.
+
+    Raises:
+      ConfigError: names `where` and what is wrong.
+    """
     names = {field.name for field in dataclasses.fields(Row)}
     if unknown := sorted(set(fields) - names):
         raise ConfigError(f"{where}: has fields {unknown}; a row has {sorted(names)}.")
@@ -114,7 +125,39 @@ def row_from_json(line: str, *, where: str, defaults: Mapping[str, Any]) -> Row:
     return Row(**fields)
 
 
+def row_to_json(row: Row) -> str:
+    """Writes a row as one line that `row_from_json` reads back, the same each time.
+
+    Fields that hold their default are left out.
+
+    Raises:
+      TypeError, ValueError: `metadata` or a tool call holds what JSON cannot carry.
+    """
+    fields: dict[str, Any] = {"id": row.id}
+    if row.messages:
+        fields["messages"] = [_message_to_fields(turn) for turn in row.messages]
+    for field in dataclasses.fields(Row):
+        value = getattr(row, field.name)
+        if field.name not in ("id", "messages") and value not in (field.default, {}):
+            fields[field.name] = dict(value) if field.name == "metadata" else value
+    return json.dumps(fields, ensure_ascii=False, allow_nan=False)
+
+
+def _message_to_fields(turn: Message) -> dict[str, Any]:
+    fields: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.think:
+        fields["think"] = turn.think
+    if turn.tool_calls:
+        fields["tool_calls"] = [
+            {"name": call.name, "arguments": dict(call.arguments)}
+            for call in turn.tool_calls
+        ]
+    return fields
+
+
 def _message_from_json(item: Any, where: str) -> Message:
+    if isinstance(item, Message):
+        return item
     if not isinstance(item, dict) or not {"role", "content"} <= set(item):
         raise ConfigError(f"{where}: message {item!r} needs `role` and `content`.")
     names = {field.name for field in dataclasses.fields(Message)}

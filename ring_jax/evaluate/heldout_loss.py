@@ -12,7 +12,8 @@ import numpy as np
 from ring_jax import sharding
 from ring_jax.batch import Batch
 from ring_jax.config import RunConfig, TrainConfig
-from ring_jax.data.pipeline import PreparedData, heldout_batches
+from ring_jax.data.pipeline import heldout_batches
+from ring_jax.data.prepared import PreparedData
 from ring_jax.model import Transformer
 from ring_jax.objectives import training_loss
 

@@ -18,7 +18,7 @@ from absl import logging
 
 from ring_jax.config import ConfigError, RunConfig
 from ring_jax.data.chat import parse_reply, prompt_text, render_prompt
-from ring_jax.data.pipeline import PreparedData
+from ring_jax.data.prepared import PreparedData
 from ring_jax.data.schema import Row
 from ring_jax.evaluate.heldout_loss import HeldoutLoss
 from ring_jax.generate import Completion, Engine

@@ -39,10 +39,14 @@ from ring_jax.train.step import RoutingWarmup, StepMetrics, TrainStep, make_trai
 from ring_jax.train.stop import StopRequest, stop_request
 
 # Settings that may change between a run and its continuation: they move work about, or
-# say how often to speak, and leave what is computed alone (but for rounding).
+# say how often to speak, and leave what is computed alone (but for rounding). A change
+# of the mixture is held against the steps that are done where the data are opened.
 RESUMABLE_CHANGES = (
     "num_devices",
     "mesh",
+    "data.num_workers",
+    "data.on_change",
+    "data.packing.no_room",
     "model.attention_implementation",
     "model.moe.implementation",
     "model.moe.transport",
@@ -386,7 +390,7 @@ def check_run(config: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> None:
     changed = sorted(
         key
         for key in before.keys() | now.keys()
-        if before.get(key) != now.get(key) and not key.startswith(RESUMABLE_CHANGES)
+        if before.get(key) != now.get(key) and not _may_change(key, config)
     )
     if changed:
         key, *others = changed
@@ -395,6 +399,14 @@ def check_run(config: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> None:
             f"{workdir} holds a run with config.{key}={before.get(key)!r}, not "
             f"{now.get(key)!r}{more}. Use its settings or another --workdir."
         )
+
+
+def _may_change(key: str, config: RunConfig) -> bool:
+    is_of_data = key.startswith(("seed", "data.")) or any(
+        section in key for section in (".mixture.", ".curriculum.")
+    )
+    is_allowed = config.data.on_change == "allow" and is_of_data
+    return is_allowed or ".mixture_changes." in key or key.startswith(RESUMABLE_CHANGES)
 
 
 def _write_config(config: RunConfig, workdir: pathlib.Path) -> None:

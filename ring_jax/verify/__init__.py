@@ -2,5 +2,15 @@
 """Is a reply right? Each row names its verifier; all are pure functions of text."""
 
 from ring_jax.verify.grade import Verdict, grade, most_frequent_answer_score
+from ring_jax.verify.match import normalize
+from ring_jax.verify.sandbox import Answer, Question, Sandbox
 
-__all__ = ["Verdict", "grade", "most_frequent_answer_score"]
+__all__ = [
+    "Answer",
+    "Question",
+    "Sandbox",
+    "Verdict",
+    "grade",
+    "most_frequent_answer_score",
+    "normalize",
+]

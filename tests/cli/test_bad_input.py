@@ -43,7 +43,8 @@ def refused(tiny_config, tmp_path, capsys):
         ("config.mesh.fsdp=16", ["fsdp=16", "8 devices"]),
         ("config.model.eos_id=2", ["eos_id=2"]),
         ("config.model.vocab_size=280", ["vocab_size=280"]),
-        ("config.data.class_weights.stop=0", ["rows.jsonl:1", "stop token"]),
+        ("config.data.class_weights.stop=0", ["stage base", "stop token"]),
+        ("config.data.class_weights.prompt=1", ["source chat", "train_prompts=True"]),
         ("config.init_from=/no/such/folder", ["/no/such/folder"]),
     ],
 )

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ring inspect` on configs and run folders."""
 
+import html
 import json
 import pathlib
 import re
 
 from ring_jax.cli import status
 from ring_jax.cli.main import main
-from ring_jax.cli.settings import load_config_file
+from ring_jax.cli.settings import load_config_file, override
 from ring_jax.config import RunConfig, from_config_dict, to_json
+from ring_jax.data import mixture_file, pipeline
 from ring_jax.data.tokenizer import train
 
 MODELS = pathlib.Path(__file__).parent.parent.parent / "configs/models"
@@ -121,5 +123,131 @@ def test_a_run_is_shown_with_the_tokenizer_that_it_trained(
     assert num_tokens(few) > num_tokens(capsys.readouterr().out)
 
 
+def inspect_json(capsys, *words: str) -> dict:
+    assert main(["inspect", *words, "--json"]) == status.DONE
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_shares_and_losses_are_those_of_the_whole_run(tiny_config, tmp_path, capsys):
+    rows = tmp_path / "long.jsonl"
+    with rows.open("w") as file:
+        for number in range(40):
+            think = f"Count to {number}. " * (40 if number % 8 == 0 else 1)
+            turns = [
+                {"role": "user", "content": f"How far is {number}?"},
+                {"role": "assistant", "content": "Far.", "think": think},
+            ]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    words = [
+        f"--config={tiny_config}",
+        "--data=1",
+        "--config.train.seq_len=96",
+        f"--config.data.sources.chat.path={rows}",
+        "--config.data.sources.chat.num_heldout=0",
+    ]
+    summary = inspect_json(capsys, *words)
+    chat = summary["sources"]["chat"]
+    assert (chat["rows"], chat["rows_left_out"], chat["trainable_rows"]) == (40, 5, 35)
+    assert re.fullmatch(r"data\.sources\.chat: 5 of 40 rows, .*", summary["gate"])
+    words.append("--config.data.long_rows.policy=split")
+    summary = inspect_json(capsys, *words)
+    chat = summary["sources"]["chat"]
+    assert summary["gate"] == ""
+    assert (chat["rows_left_out"], chat["rows_split"]) == (0, 5)
+    assert chat["trainable_rows"] == 35 + chat["parts"]
+    base = summary["stages"]["base"]["chat"]
+    assert base["share"] == base["planned_share"] == 1.0
+    assert base["rows"] == round(base["epochs"] * chat["trainable_rows"])
+
+
+def test_what_the_start_gate_would_refuse_is_shown(tiny_config, capsys):
+    words = [f"--config={tiny_config}", "--data=1"]
+    assert main(["inspect", *words, "--config.data.class_weights.stop=0"]) == 0
+    out = capsys.readouterr().out
+    assert "the start gate refuses: stage base does not train the stop token" in out
+    assert "<|endoftext|>" in out
+    assert main(["inspect", *words]) == 0
+    assert "the start gate lets this run pass" in capsys.readouterr().out
+
+
+def test_the_page_shows_each_token_by_class_and_weight(tiny_config, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    lines = rows.read_text().splitlines()
+    turns = [
+        {"role": "user", "content": "Say <script>alert(1)</script>."},
+        {"role": "assistant", "content": "<b>No.</b>", "think": "Why?"},
+    ]
+    rows.write_text("\n".join([json.dumps({"messages": turns}), *lines]) + "\n")
+    page = tmp_path / "data.html"
+    words = [
+        f"--config={tiny_config}",
+        "--config.data.sources.chat.num_heldout=0",
+        "--config.data.class_weights.think=0.5",
+        "--data=1",
+        f"--html={page}",
+    ]
+    assert main(["inspect", *words]) == status.DONE
+    assert f"page: {page}" in capsys.readouterr().out
+    text = page.read_text()
+    shown = r'<span class="(slot[^"]*)" style="[^"]*" title="([^"]*)">(.*?)</span>'
+    spans = re.findall(shown, text)
+    assert [(label, html.unescape(body)) for _, label, body in spans] == [
+        (
+            "prompt, weight 0",
+            "<role>HUMAN</role>Say <script>alert(1)</script>.<role>ASSISTANT</role>",
+        ),
+        ("think, weight 0.5", "<think>Why?</think>"),
+        ("answer, weight 1", "<b>No.</b>"),
+        ("stop, weight 1", "<|endoftext|>"),
+    ]
+    assert ["untrained" in classes for classes, _, _ in spans] == [True] + 3 * [False]
+    # Foreign text stays text, and the page needs nothing from elsewhere.
+    assert "<script" not in text
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_a_page_that_cannot_be_written_is_the_users_mistake(tiny_config, capsys):
+    words = [f"--config={tiny_config}", "--data=1", "--html=/no/such/folder/page.html"]
+    assert main(["inspect", *words]) == status.MISTAKE
+    assert "/no/such/folder/page.html" in capsys.readouterr().err
+
+
 def num_tokens(out: str) -> int:
     return int(re.findall(r"(\d+) +tokens", " ".join(out.split()))[0])
+
+
+def test_the_mixture_of_a_step_is_told_with_and_without_a_run_folder(
+    tiny_config, tmp_path, capsys
+):
+    words = [
+        f"--config={tiny_config}",
+        "--config.stages.base.num_steps=50",
+        "--mixture",
+        "--step=40",
+        "--json",
+    ]
+    assert main(["inspect", *words]) == status.DONE
+    out = capsys.readouterr().out
+    summary = json.loads(out.splitlines()[-1])
+    source = summary["sources"]["chat"]
+    assert "step 40 is step 40 of stage base" in out
+    assert source["planned_share"] == 1.0
+    assert source["trained_tokens"] == summary["trained_tokens"] > 0
+    assert sum(source["tokens_by_class"].values()) == source["tokens"] - source["rows"]
+
+    config = override(
+        RunConfig,
+        load_config_file(str(tiny_config)).to_dict(),
+        [("config.stages.base.num_steps", "50")],
+    )
+    workdir = tmp_path / "run"
+    mixture_file.write(config, pipeline.prepare(config, workdir), workdir)
+    (tmp_path / "rows.jsonl").unlink()
+    assert main(["inspect", f"--workdir={workdir}", *words]) == status.DONE
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
+
+
+def test_a_step_that_the_run_lacks_is_the_users_mistake(tiny_config, capsys):
+    words = [f"--config={tiny_config}", "--mixture", "--step=100"]
+    assert main(["inspect", *words]) == status.MISTAKE
+    assert "--step=100: the run has steps 0 to 99." in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_a_second_run_does_nothing(clone):
     venv, install, data_only = clone.calls()
     assert venv == "venv"
     assert "launch/constraints.txt" in install
-    assert install.endswith("--editable .[data,parity,test]")
+    assert install.endswith("--editable .[curate,data,parity,test]")
     assert data_only.endswith("--no-deps bfcl-eval==2026.3.23")
     second = clone.run()
     assert second.returncode == 0

@@ -17,6 +17,7 @@ from ring_jax.config import (
     ConfigError,
     DataConfig,
     EvaluateConfig,
+    LongRowsConfig,
     ModelConfig,
     MoeConfig,
     RunConfig,
@@ -26,6 +27,7 @@ from ring_jax.config import (
     TrainConfig,
 )
 from ring_jax.data import chat, pipeline
+from ring_jax.data.prepared import PreparedData
 from ring_jax.data.schema import Message
 from ring_jax.data.sources import SourceRows
 from ring_jax.evaluate import Panel, panel_table
@@ -62,6 +64,8 @@ CONFIG = RunConfig(
     data=DataConfig(
         sources=SOURCES,
         tokenizer=TokenizerConfig(vocab_size=400, num_training_rows=100),
+        # Two files of the prose are long.
+        long_rows=LongRowsConfig(max_loss=0.2),
     ),
     train=TrainConfig(global_batch_size=4, seq_len=192, compute_dtype="float32"),
     evaluate=EvaluateConfig(
@@ -76,7 +80,7 @@ KEYS = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> pipeline.PreparedData:
+def data(tmp_path_factory) -> PreparedData:
     return pipeline.prepare(CONFIG, tmp_path_factory.mktemp("run"))
 
 

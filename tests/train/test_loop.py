@@ -19,8 +19,8 @@ from rich.console import Console
 
 from ring_jax import sharding
 from ring_jax.batch import Batch
-from ring_jax.config import ConfigError, MeshConfig, to_json
-from ring_jax.train import Run, TrainingStoppedError, train
+from ring_jax.config import ConfigError, MeshConfig, MixtureChangeConfig, to_json
+from ring_jax.train import Run, TrainingStoppedError, check_run, train
 
 CHILD = pathlib.Path(__file__).with_name("train_in_a_process.py")
 
@@ -151,6 +151,24 @@ def test_other_settings_are_refused_in_a_used_folder(finished, tiny_run, open_co
 def test_settings_that_only_move_work_may_change(finished, tiny_run, open_counted):
     settings = dataclasses.replace(tiny_run.train, log_every_steps=3)
     train(run_of(dataclasses.replace(tiny_run, train=settings), finished, open_counted))
+
+
+def test_the_mixture_may_change_where_its_data_say_so(tiny_run, tmp_path):
+    (tmp_path / "config.json").write_text(to_json(tiny_run))
+    mesh = sharding.make_mesh(tiny_run.mesh, jax.devices()[:1])
+
+    def changed(*, on_change="refuse", **stage):
+        stages = dict(tiny_run.stages)
+        stages["first"] = dataclasses.replace(stages["first"], **stage)
+        data = dataclasses.replace(tiny_run.data, on_change=on_change)
+        return dataclasses.replace(tiny_run, stages=stages, data=data)
+
+    later = MixtureChangeConfig(step=3, mixture={"b": 1.0})
+    check_run(changed(mixture_changes={"later": later}), tmp_path, mesh)
+    mixture = {"a": 2.0}
+    with pytest.raises(ConfigError, match=r"mixture\.a=1\.0, not 2\.0"):
+        check_run(changed(mixture=mixture), tmp_path, mesh)
+    check_run(changed(mixture=mixture, on_change="allow"), tmp_path, mesh)
 
 
 def test_a_batch_that_does_not_split_over_the_devices_is_refused(tiny_run, tmp_path):

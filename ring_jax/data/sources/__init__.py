@@ -11,6 +11,7 @@ from ring_jax.data.sources.jsonl import read_jsonl
 from ring_jax.data.sources.knowledge import read_countries, read_elements
 from ring_jax.data.sources.plain import read_code, read_text
 from ring_jax.data.sources.reasoning import read_reasoning
+from ring_jax.data.sources.shards import read_shards
 from ring_jax.data.sources.split import SourceRows
 from ring_jax.data.sources.tool_calls import read_tool_calls
 
@@ -35,6 +36,7 @@ READERS: Mapping[str, Reader] = {
     "text": read_text,
     "code": read_code,
     "jsonl": read_jsonl,
+    "array_record": read_shards,
 }
 
 

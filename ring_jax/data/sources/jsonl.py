@@ -5,8 +5,8 @@ import collections
 import pathlib
 
 from ring_jax.config import ConfigError, SourceConfig
-from ring_jax.data.schema import Row, row_from_json
-from ring_jax.data.sources.split import SourceRows, digest
+from ring_jax.data.schema import row_from_json
+from ring_jax.data.sources.split import SourceRows, digest, prompt_of
 
 
 def read_jsonl(config: SourceConfig, *, name: str, seed: int) -> SourceRows:
@@ -31,11 +31,11 @@ def read_jsonl(config: SourceConfig, *, name: str, seed: int) -> SourceRows:
         "package": f"{path.name}==local",
     }
     by_prompt = collections.defaultdict(list)
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path.name}:{number}"
             row = row_from_json(line, where=where, defaults=defaults)
-            by_prompt[_prompt(row)].append(row)
+            by_prompt[prompt_of(row)].append(row)
     if not by_prompt:
         raise ConfigError(f"data.sources.{name}.path={config.path!r} holds no row.")
     prompts = sorted(by_prompt, key=digest)
@@ -43,8 +43,3 @@ def read_jsonl(config: SourceConfig, *, name: str, seed: int) -> SourceRows:
     train = [r for p, rows in by_prompt.items() if p not in is_heldout for r in rows]
     heldout = [by_prompt[prompt][0] for prompt in prompts[: config.num_heldout]]
     return SourceRows(train[: config.num_rows], heldout)
-
-
-def _prompt(row: Row) -> str:
-    turns = [f"{turn.role}:{turn.content}" for turn in row.messages[:-1]]
-    return row.text or "\n".join(turns)

@@ -64,7 +64,7 @@ def _read(
             seen.add(item)
             row_id = f"{name}/{path.name}/{len(seen)}"
             rows[part].append(Row(id=row_id, text=text, **origin))
-    return SourceRows(**rows)
+    return SourceRows(rows["train"], rows["heldout"])
 
 
 def _library_files(seed: int) -> list[pathlib.Path]:

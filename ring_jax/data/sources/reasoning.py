@@ -50,7 +50,7 @@ def read_reasoning(config: SourceConfig, *, name: str, seed: int) -> SourceRows:
         row_id = f"{name}/{part}/{len(rows[part])}"
         origin = {"id": row_id, "source": name, **dataclasses.asdict(package)}
         rows[part].append(_row(entry, problem, config=config, origin=origin))
-    return SourceRows(**rows)
+    return SourceRows(rows["train"], rows["heldout"])
 
 
 def _draw(

@@ -3,6 +3,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 from ring_jax.data.schema import Row
 
@@ -12,10 +13,16 @@ HELDOUT_SHARE = 8
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourceRows:
-    """The rows of one source; no item is in both lists."""
+    """The rows of one source; no item is in both lists.
 
-    train: list[Row]
+    Rows that lie in files bring the files' hash. They may repeat held-out prompts, and
+    are read when they are needed.
+    """
+
+    train: Sequence[Row]
     heldout: list[Row]
+    digest: str = ""
+    """Hash of the files that `train` is read from; empty where its rows are here."""
 
 
 def is_heldout(item: str) -> bool:
@@ -25,6 +32,12 @@ def is_heldout(item: str) -> bool:
     runs that share a task can never train on each other's held-out items.
     """
     return digest(item) % HELDOUT_SHARE == 0
+
+
+def prompt_of(row: Row) -> str:
+    """Returns what makes two rows the same question: all turns before the reply."""
+    turns = [f"{turn.role}:{turn.content}" for turn in row.messages[:-1]]
+    return row.text or "\n".join(turns)
 
 
 def digest(item: str) -> int:

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A curation from end to end: chunks, duplicates among all of them, shards, manifest.
+
+  1. Each source is cut into chunks of raw records. A chunk passes every step that looks
+     at one row alone (`make_steps`), and is finished on disk.
+  2. Duplicates are found among the keys of all chunks, in the order of the sources.
+  3. What is left is written as shards; the manifest comes last, and means that the
+     folder is complete.
+
+Every part is a function of the settings and of files that have names and digests: an
+interrupted curation goes on where it stopped, and ends with the same bytes.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from absl import logging
+
+from ring_jax.config import ConfigError, CurateConfig
+from ring_jax.curate import (
+    answers,
+    contamination,
+    difficulty,
+    duplicates,
+    purify,
+    screen,
+    taxonomy,
+    verification,
+)
+from ring_jax.curate.chunks import Chunk, finish_chunks
+from ring_jax.curate.contamination import EvaluationSet, read_evaluation_set
+from ring_jax.curate.files import agree_on_plan, own_folder, write_whole
+from ring_jax.curate.manifest import (
+    MANIFEST,
+    REPORT,
+    Manifest,
+    Opened,
+    load_manifest,
+    make_manifest,
+    make_plan,
+)
+from ring_jax.curate.quarantine import Quarantine
+from ring_jax.curate.read import OpenSource, open_source
+from ring_jax.curate.rows import Step
+from ring_jax.curate.shards import Tally, shard_names, survivors, write_shards
+from ring_jax.report import write_curation_report
+from ring_jax.verify import Sandbox
+
+
+def curate(config: CurateConfig, folder: pathlib.Path) -> Manifest:
+    """Curates into `folder`, or goes on with what was begun there.
+
+    Returns:
+      What `manifest.json` holds; that of the folder where it is complete already.
+
+    Raises:
+      ConfigError: a source is missing, damaged or empty, or the folder belongs to
+        another curation.
+      OSError: the disk is full, or a folder cannot be written.
+    """
+    opened = Opened(open_sources(config), open_evaluation_sets(config))
+    with own_folder(folder) as work:
+        agree_on_plan(folder, make_plan(config, opened))
+        if (folder / MANIFEST).exists():
+            shutil.rmtree(work)
+            return load_manifest(folder)
+        with open_steps(config, opened.evaluation_sets) as steps:
+            chunks = [
+                chunk
+                for source in opened.sources
+                for chunk in _chunks(source, steps, config=config, work=work)
+            ]
+        removed = duplicates.find_duplicates(
+            _all_keys(chunks, work), config=config.duplicates
+        )
+        manifest = _write_all(config, opened, chunks, removed, folder=folder)
+    shutil.rmtree(work)
+    return manifest
+
+
+def open_sources(config: CurateConfig) -> list[OpenSource]:
+    """Finds and checks every source before anything is written."""
+    return [
+        open_source(
+            source, name=name, seed=config.seed, max_row_bytes=config.max_row_bytes
+        )
+        for name, source in config.sources.items()
+    ]
+
+
+def open_evaluation_sets(config: CurateConfig) -> list[EvaluationSet]:
+    """Reads what must not be trained on; every item of it must be readable."""
+    return [
+        read_evaluation_set(
+            source, name=name, seed=config.seed, max_row_bytes=config.max_row_bytes
+        )
+        for name, source in config.evaluation_sets.items()
+    ]
+
+
+@contextlib.contextmanager
+def open_steps(
+    config: CurateConfig, evaluation_sets: Sequence[EvaluationSet]
+) -> Iterator[Mapping[str, Step]]:
+    """Gives the steps that `config` asks for, in order, and ends what they started.
+
+    The cheap ones come first; duplicates are no step of a chunk.
+    """
+    with contextlib.ExitStack() as stack:
+        yield dict(_steps(config, evaluation_sets, stack))
+
+
+def _steps(
+    config: CurateConfig,
+    evaluation_sets: Sequence[EvaluationSet],
+    stack: contextlib.ExitStack,
+) -> Iterator[tuple[str, Step]]:
+    yield screen.STEP, functools.partial(screen.screen, config=config.screen)
+    yield purify.STEP, functools.partial(purify.purify, config=config.purify)
+    if config.contamination.check == "drop":
+        index = contamination.build_index(evaluation_sets, config=config.contamination)
+        find = functools.partial(contamination.find_contamination, index=index)
+        yield contamination.STEP, find
+    if config.consistency.check == "drop":
+        agree = functools.partial(answers.keep_consistent, config=config.consistency)
+        yield answers.STEP, agree
+    if config.verification.check == "drop":
+        settings = config.verification
+        sandbox = stack.enter_context(
+            Sandbox(
+                num_workers=settings.num_workers,
+                timeout_seconds=settings.timeout_seconds,
+                max_memory_bytes=settings.max_memory_bytes,
+            )
+        )
+        judge = functools.partial(verification.verify, sandbox=sandbox, config=settings)
+        yield verification.STEP, judge
+    yield (
+        "difficulty",
+        functools.partial(difficulty.grade_difficulty, config=config.difficulty),
+    )
+    if config.taxonomy.check == "tag":
+        known = taxonomy.load_taxonomy(config.taxonomy)
+        yield "taxonomy", functools.partial(taxonomy.tag, taxonomy=known)
+
+
+def _chunks(
+    source: OpenSource,
+    steps: Mapping[str, Step],
+    *,
+    config: CurateConfig,
+    work: pathlib.Path,
+) -> Iterator[Chunk]:
+    total = 0
+    for chunk in finish_chunks(source, steps, config=config, folder=work):
+        total += chunk.num_records
+        logging.info("curate: %s, %d records read", source.name, total)
+        yield chunk
+    if not total:
+        raise ConfigError(f"sources.{source.name}: holds no record; leave it out.")
+
+
+def _all_keys(chunks: Sequence[Chunk], work: pathlib.Path) -> duplicates.Keys:
+    """Joins the keys of all chunks; the signatures in one file, not in memory."""
+    every = [chunk.keys() for chunk in chunks]
+    path = work / "signatures.bin"
+    with path.open("wb") as file:
+        for keys in every:
+            file.write(np.ascontiguousarray(keys.signatures).data)
+    shape = (sum(len(keys.keys) for keys in every), every[0].signatures.shape[1])
+    signatures = (
+        np.memmap(path, np.uint32, "r", shape=shape)
+        if shape[0]
+        else np.empty(shape, np.uint32)
+    )
+    return duplicates.Keys(np.concatenate([keys.keys for keys in every]), signatures)
+
+
+def _write_all(
+    config: CurateConfig,
+    opened: Opened,
+    chunks: Sequence[Chunk],
+    removed: Mapping[int, duplicates.Duplicate],
+    *,
+    folder: pathlib.Path,
+) -> Manifest:
+    tally, kept = Tally(), {}
+    shards: dict[str, list[pathlib.Path]] = {}
+    first = 0
+    with Quarantine(folder, num_examples=config.num_examples) as quarantine:
+        for chunk in chunks:
+            for rejection in chunk.rejections():
+                quarantine.add(rejection)
+        for source in opened.sources:
+            own = [chunk for chunk in chunks if chunk.source == source.name]
+            last = first + sum(chunk.num_rows for chunk in own)
+            num_going = sum(first <= number < last for number in removed)
+            rows = survivors(
+                own, removed, first=first, kept=kept, quarantine=quarantine
+            )
+            names = shard_names(
+                source.name, kept=last - first - num_going, num_rows=config.shard_rows
+            )
+            shards[source.name] = write_shards(
+                map(tally.add, rows), names, num_rows=config.shard_rows, folder=folder
+            )
+            first = last
+    manifest = make_manifest(
+        config, opened, chunks, quarantine, shards=shards, tally=tally
+    )
+    write_curation_report(manifest, folder / REPORT)
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return manifest

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that grades what it is sent, under limits; `Sandbox` starts it.
+
+One JSON object per line comes in (`verifier`, `reply`, `answer`, `metadata`; or
+`prepare`, a family of verifiers), one goes out (`correct`, `ready` or `error`). What a
+verifier prints is lost, so that it cannot answer in the worker's name.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+
+from ring_jax.config import ConfigError
+from ring_jax.verify.grade import grade
+
+PACKAGES = {"reasoning_gym": "reasoning_gym"}
+"""Family of verifiers -> the package that it needs, which takes seconds to import."""
+
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG = 1
+
+
+# A row's own metadata may lack what its verifier reads; files and network are refused.
+_FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def main(max_memory_bytes: int) -> None:
+    """Serves until its input ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    with open(os.devnull, "r+b") as null:
+        os.dup2(null.fileno(), 0)
+        os.dup2(null.fileno(), 1)
+    limit(max_memory_bytes)
+    for line in requests:
+        print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+
+
+def _answer(request: dict) -> dict:
+    if "prepare" in request:
+        return _prepare(request["prepare"])
+    try:
+        verdict = grade(
+            verifier=request["verifier"],
+            reply=request["reply"],
+            answer=request["answer"],
+            metadata=request["metadata"],
+        )
+    except ConfigError as error:
+        return {"error": str(error)}
+    except MemoryError:
+        return {"error": "memory: it asked for more than max_memory_bytes"}
+    except _FAILURES as bad:
+        return {"error": f"{type(bad).__name__}: {bad}"}
+    return {"correct": verdict.is_correct}
+
+
+def _prepare(family: str) -> dict:
+    try:
+        importlib.import_module(PACKAGES.get(family, "json"))
+    except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"ready": True}
+
+
+def limit(max_memory_bytes: int) -> None:
+    """Takes away memory beyond the limit, files that grow, core dumps and the network.
+
+    The network namespace is empty where the kernel allows a process to make one;
+    everywhere, Python's sockets refuse.
+    """
+    for kind, size in (
+        (resource.RLIMIT_AS, max_memory_bytes),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (size, size))
+    # A killed parent leaves no worker behind.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+    socket.socket = _NoSocket
+
+
+class _NoSocket(socket.socket):
+    # A class, because others (ssl's) derive from it when they are imported.
+    def __init__(self, *args, **kwargs):
+        raise PermissionError("a verifier has no network")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
