@@ -121,7 +121,7 @@ def _unknown(name: str) -> str:
     if ":" in name:
         names = [f"{found.generation.name}:{found.topology}" for found in slices]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
-    return f"--topology={name} is not known; near it are {', '.join(near)}."
+    return f"--topology={name} is no TPU slice; near it are {', '.join(near)}."
 
 
 def pod_devices(pod: Pod) -> Sequence[Any]:
