@@ -43,9 +43,8 @@ NO_WORK = (
     "opt-barrier",
     "add-dependency",
 )
-_WINDOW_SIZES = re.compile(r"\bsize=([\dx]+)")
-_DILATIONS = re.compile(r"\blhs_dilate=([\dx]+)")
-_DIM_LABELS = re.compile(r"^\w+_(\w+)->\w+$")
+_WINDOW = re.compile(r"\b(\w+)=(-?\d[-\dx_]*)")
+_DIM_LABELS = re.compile(r"^(\w+)_(\w+)->(\w+)$")
 
 Source = Literal["bundles", "roofline", "cycles", "unknown", "nothing"]
 KernelScalars = Callable[[Instruction, Computation], Mapping[int, np.ndarray] | None]
@@ -163,23 +162,48 @@ def _dot_flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> float:
-    """Two for each product; a product with a hole of the dilated operand is none."""
-    kernel = computation.by_name[instruction.operands[1]].shapes[0]
+    """Two for each product; one with padding, or a hole of a dilated operand, is none.
+
+    The compiler writes products of more than two dimensions as convolutions.
+    """
+    data, kernel = (
+        computation.by_name[name].shapes[0] for name in instruction.operands
+    )
     labels = _DIM_LABELS.match(instruction.attribute_texts.get("dim_labels", ""))
     if labels is None:
         return 0.0
-    inputs = kernel.dims[labels.group(1).index("i")]
-    window = instruction.attribute_texts.get("window", "")
-    sizes, dilations = (
-        [int(n) for n in match.group(1).split("x")] if match else []
-        for match in (_WINDOW_SIZES.search(window), _DILATIONS.search(window))
+    data_labels, kernel_labels, labels = labels.groups()
+    result, window = (
+        instruction.shapes[0],
+        instruction.attribute_texts.get("window", ""),
     )
-    dilations += [1] * (len(sizes) - len(dilations))
-    met = math.prod(
-        max(1, size // dilation)
-        for size, dilation in zip(sizes, dilations, strict=True)
+    products = result.num_elements * kernel.dims[kernel_labels.index("i")]
+    for label in filter(str.isdigit, labels):
+        places = result.dims[labels.index(label)]
+        met = _pairs_met(
+            places, data.dims[data_labels.index(label)], _along(window, int(label))
+        )
+        products = products // places * met
+    return 2.0 * products
+
+
+def _along(window: str, number: int) -> dict[str, list[int]]:
+    """Reads what a window says of one dimension: name -> numbers."""
+    found = {name: values.split("x") for name, values in _WINDOW.findall(window)}
+    return {
+        name: [int(n) for n in values[number].split("_")]
+        for name, values in found.items()
+    }
+
+
+def _pairs_met(places: int, length: int, window: dict[str, list[int]]) -> int:
+    """Returns how many pairs of a place and a step of the window meet an element."""
+    (size,), (stride,), (hole,), (step,) = (
+        window.get(name, [1]) for name in ("size", "stride", "lhs_dilate", "rhs_dilate")
     )
-    return 2.0 * instruction.shapes[0].num_elements * inputs * met
+    before = window.get("pad", [0])[0]
+    at = np.arange(places)[:, None] * stride + np.arange(size) * step - before
+    return int(np.sum((at >= 0) & (at <= (length - 1) * hole) & (at % hole == 0)))
 
 
 def hbm_bytes(

@@ -302,16 +302,38 @@ def test_a_product_inside_a_fusion_has_its_flops():
     assert num_flops(product, module.entry, module) == 2 * 64 * 32 * 16
 
 
-def test_a_batched_product_written_as_a_convolution_counts_no_holes():
-    # As libtpu writes einsum("hbd,hde->hbe"): a window over h of which one fits.
-    line = (
-        "bf16[16,64,8]{2,1,0} convolution(%l, %r), "
-        "window={size=16 stride=15 pad=0_0 lhs_dilate=16}, dim_labels=0bf_0io->0bf"
-    )
+@pytest.mark.parametrize(
+    ("left", "right", "result", "window", "labels", "flops"),
+    [
+        pytest.param(
+            *("[16,64,32]", "[16,32,8]", "[16,64,8]"),
+            *("size=16 stride=15 pad=0_0 lhs_dilate=16", "0bf_0io->0bf"),
+            2 * 16 * 64 * 32 * 8,
+            id="hbd,hde->hbe",
+        ),
+        pytest.param(
+            *("[64,32,1]", "[32,16,8]", "[64,16,8]"),
+            *("size=16 pad=15_15 rhs_reversal=1", "bf0_i0o->b0f"),
+            2 * 64 * 32 * 16 * 8,
+            id="bd,dhe->bhe",
+        ),
+        pytest.param(
+            *("[64,16,8]", "[32,16,8]", "[64,32,1]"),
+            *("size=16", "b0f_o0i->bf0"),
+            2 * 64 * 32 * 16 * 8,
+            id="bhe,dhe->bd",
+        ),
+    ],
+)
+def test_a_product_written_as_a_convolution_counts_no_holes_and_no_padding(
+    left, right, result, window, labels, flops
+):
+    # As libtpu writes these einsums.
     module = parse_module(
         "HloModule m, is_scheduled=true\n\nENTRY %main () -> f32[] {\n"
-        "  %l = bf16[16,64,32]{2,1,0} parameter(0)\n"
-        f"  %r = bf16[16,32,8]{{2,1,0}} parameter(1)\n  ROOT %c = {line}\n}}\n"
+        f"  %l = bf16{left}{{2,1,0}} parameter(0)\n"
+        f"  %r = bf16{right}{{2,1,0}} parameter(1)\n"
+        f"  ROOT %c = bf16{result}{{2,1,0}} convolution(%l, %r), "
+        f"window={{{window}}}, dim_labels={labels}\n}}\n"
     )
-    flops = num_flops(module.entry.root, module.entry, module)
-    assert flops == 2 * 16 * 64 * 32 * 8
+    assert num_flops(module.entry.root, module.entry, module) == flops
