@@ -234,7 +234,7 @@ def from_counts(
 
 
 def _num_blocks(num_rows: int, *, is_small: bool) -> int:
-    if is_small:
+    if is_small or not num_rows:
         return num_rows
     return min(max(1, num_rows // MIN_BLOCK_ROWS), MAX_BLOCKS // NUM_BANDS)
 

@@ -125,3 +125,13 @@ def test_damage_is_told_in_one_line(tmp_path):
         length_index.load(tmp_path / "index")
     with pytest.raises(ConfigError, match="cannot be read"):
         length_index.load(tmp_path / "nowhere")
+
+
+def test_a_large_source_that_nobody_graded_is_one_band():
+    num_rows = length_index.MAX_BLOCKS + 1
+    counts_CU = np.ones((num_rows, 5), np.int32)
+    index = length_index.from_counts(counts_CU, np.zeros(num_rows, np.float32))
+    assert index.num_rows == num_rows
+    assert np.diff(index.bands)[1:].tolist() == [0] * (length_index.NUM_BANDS - 1)
+    assert index.sums_JU.sum() == 5 * num_rows
+    assert sorted(np.asarray(index.rows_C).tolist()) == list(range(num_rows))
