@@ -3,12 +3,11 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from ring_jax.report.page_file import with_commas, write_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,33 +38,18 @@ def write_curation_report(manifest: Mapping[str, Any], out: Path) -> Path:
     Returns:
       The file that was written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
-        # Removed rows are foreign text, some of it hostile: all of it is escaped.
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(count=_with_commas)
-    text = environment.get_template("curation.html.jinja").render(
-        manifest=manifest,
-        steps=list(_steps(manifest)),
-        reasons=list(_reasons(manifest)),
-        heat=_heat(manifest["counts"]),
-        topics=_bars(manifest["topics"], slot=3),
-        sources=manifest["sources"],
-        characters=_bars(manifest["characters"], slot=6),
-        settings=json.dumps(manifest["settings"], indent=1),
-    )
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, out)
-    return out
-
-
-def _with_commas(count: int) -> str:
-    return f"{count:,}"
+    values = {
+        "manifest": manifest,
+        "steps": list(_steps(manifest)),
+        "reasons": list(_reasons(manifest)),
+        "heat": _heat(manifest["counts"]),
+        "topics": _bars(manifest["topics"], slot=3),
+        "sources": manifest["sources"],
+        "characters": _bars(manifest["characters"], slot=6),
+        "settings": json.dumps(manifest["settings"], indent=1),
+    }
+    filters = {"count": with_commas}
+    return write_page("curation.html.jinja", out, values, filters=filters)
 
 
 def _steps(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

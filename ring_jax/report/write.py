@@ -4,16 +4,14 @@
 import dataclasses
 import datetime
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from ring_jax.config import TOKEN_CLASSES, ConfigError
 from ring_jax.report import charts, panels
 from ring_jax.report.charts import HeatMap, LineChart, format_number
+from ring_jax.report.page_file import write_page
 from ring_jax.report.run_folder import Record, RunFolder, read_run_folder
 from ring_jax.report.samples import CHANGES, Samples, join_samples
 
@@ -42,25 +40,9 @@ def write_report(workdir: Path, out: Path | None = None) -> Path:
     out = out or workdir / "report.html"
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"out={out} must name a file in a folder that exists.")
-    text = _render(_page(run))
-    # A reader who has the report open never finds half a page.
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, out)
-    return out
-
-
-def _render(page: "Page") -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
-        # Prompts and outputs are foreign text: all of it is escaped.
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=format_number, percent=_percent)
-    return environment.get_template("report.html.jinja").render(page=page)
+    filters = {"number": format_number, "percent": _percent}
+    values = {"page": _page(run)}
+    return write_page("report.html.jinja", out, values, filters=filters)
 
 
 @dataclasses.dataclass(frozen=True)
