@@ -6,6 +6,8 @@ import json
 import pathlib
 import sys
 
+import jax
+
 from ring_jax.cli import status
 from ring_jax.cli.console import Console
 from ring_jax.cli.plan_tables import (
@@ -84,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    # The few things that are computed here need no accelerator: one that is there may
+    # be training, and a TPU's compiler without a TPU complains on many lines.
+    jax.config.update("jax_platforms", "cpu")
     pod, rates = _pod(args), _rates(args)
     config = load_run_config(args)
     console, cache = Console(), default_cache()

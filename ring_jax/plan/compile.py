@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,8 +32,21 @@ from ring_jax.plan.topology import Pod, Position
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 PACKAGES = ("pallas_kernels", "ring_jax")
-OTHER_ROOMS = {"checkpoint", "cli", "data", "evaluate", "generate", "report", "verify"}
+OTHER_ROOMS = {
+    "checkpoint",
+    "cli",
+    "curate",
+    "data",
+    "evaluate",
+    "generate",
+    "report",
+    "verify",
+}
 """Rooms that no step, and nothing said of one, depends on."""
+DRAFT = "draft-"
+"""Begins the names of folders that are being filled."""
+DRAFT_SECONDS = 86_400
+"""After which a draft is that of a plan that was killed."""
 BUNDLES = "bundles"
 """The folder of a kept answer that holds the dumps of final bundles."""
 
@@ -178,7 +192,8 @@ def _compile(
 ) -> None:
     """Fills the folder, or leaves nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix="draft-"))
+    _delete_abandoned_drafts(folder.parent)
+    draft = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=DRAFT))
     try:
         _run_compiler(config, pod, draft, with_bundles)
         path = draft / "reply.json"
@@ -190,6 +205,12 @@ def _compile(
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _delete_abandoned_drafts(cache: pathlib.Path) -> None:
+    for draft in cache.glob(f"{DRAFT}*"):
+        if time.time() - draft.stat().st_mtime > DRAFT_SECONDS:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _run_compiler(

@@ -2,7 +2,9 @@
 """The step compiled ahead of time: what is kept, what is refused, what it holds."""
 
 import json
+import os
 import subprocess
+import time
 
 import jax
 import pytest
@@ -61,6 +63,18 @@ def test_an_answer_is_kept_until_something_changes(small_run, tmp_path, replies)
     compile_step(small_run(seq_len=128), POD, cache=tmp_path)
     assert len(requests) == 4
     assert requests[0][0]["config"] == to_json(run)
+
+
+def test_what_a_killed_plan_left_is_deleted_after_a_day(small_run, tmp_path, replies):
+    replies({"kind": "overflow", "message": OVERFLOW, "memory": None, "mesh_shape": {}})
+    left, under_way = tmp_path / "draft-left", tmp_path / "draft-under_way"
+    for draft in (left, under_way):
+        draft.mkdir()
+    yesterday = time.time() - plan_compile.DRAFT_SECONDS - 60
+    os.utime(left, (yesterday, yesterday))
+    compile_step(small_run(), POD, cache=tmp_path)
+    assert not left.exists()
+    assert under_way.exists()
 
 
 def test_the_process_has_the_presets_flags_and_no_accelerator(
