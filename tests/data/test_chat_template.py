@@ -5,7 +5,6 @@ import json
 import time
 
 import pytest
-import tokenizers
 import transformers
 
 from ring_jax.config import (
@@ -17,9 +16,7 @@ from ring_jax.config import (
 from ring_jax.data import chat, chat_template, template_check, tokenizer
 from ring_jax.data.chat_template import ChatTemplate, read_chat_template, render_texts
 from ring_jax.data.schema import Message
-
-# Of a tokenizer like Ling's first: it has no tool tags.
-TOOL_TAGS = set(tokenizer.TOOL_TOKENS)
+from tests.untagged_tokenizer import without_tool_tags
 
 LIKE_LING = """
 {%- for m in messages -%}
@@ -58,29 +55,15 @@ def trained() -> tokenizer.Tokenizer:
     )
 
 
-@pytest.fixture(scope="module")
-def without_tool_tags(trained) -> tokenizer.Tokenizer:
-    tree = json.loads(trained.to_json())
-    tree["added_tokens"] = [
-        token for token in tree["added_tokens"] if token["content"] not in TOOL_TAGS
-    ]
-    for tag in TOOL_TAGS:
-        place = tree["model"]["vocab"].pop(tag)
-        tree["model"]["vocab"][f"unused {place}"] = place
-    return tokenizer.Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(tree)))
-
-
 def of_text(text: str, **tokens: str) -> ChatTemplate:
     return ChatTemplate(text, "folder/chat_template.jinja", tokens)
 
 
 @pytest.mark.parametrize("name", chat.TEMPLATES)
-def test_the_exported_template_gives_our_tokens_in_every_kind(
-    name, trained, without_tool_tags
-):
+def test_the_exported_template_gives_our_tokens_in_every_kind(name, trained):
     exported = of_text(chat.CHAT_TEMPLATES[name])
     assert template_check.compare(exported, trained, name=name) == ()
-    assert template_check.compare(exported, without_tool_tags, name=name) == ()
+    assert template_check.compare(exported, without_tool_tags(trained), name=name) == ()
 
 
 def test_a_template_like_lings_differs_in_tools_alone(trained):
