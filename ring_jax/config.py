@@ -288,17 +288,21 @@ class DataConfig:
             raise ConfigError(f"class_weights {bad} must be finite and at least 0.")
         if self.num_workers < 0:
             raise ConfigError(f"num_workers={self.num_workers} must be at least 0.")
-        if unknown := set(self.allowed_differences) - set(CONVERSATION_KINDS):
-            raise ConfigError(
-                f"template_differences has {sorted(unknown)}; kinds are "
-                f"{CONVERSATION_KINDS}."
-            )
+        conversation_kinds(self.template_differences)
 
-    @property
-    def allowed_differences(self) -> tuple[str, ...]:
-        """The kinds of `template_differences`."""
-        kinds = (kind.strip() for kind in self.template_differences.split(","))
-        return tuple(filter(None, kinds))
+
+def conversation_kinds(names: str) -> tuple[str, ...]:
+    """Returns the kinds of conversations that a comma-separated setting names.
+
+    Raises:
+      ConfigError: there is no such kind.
+    """
+    kinds = tuple(filter(None, (name.strip() for name in names.split(","))))
+    if unknown := sorted(set(kinds) - set(CONVERSATION_KINDS)):
+        raise ConfigError(
+            f"template_differences has {unknown}; kinds are {CONVERSATION_KINDS}."
+        )
+    return kinds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

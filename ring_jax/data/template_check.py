@@ -16,7 +16,12 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
-from ring_jax.config import CONVERSATION_KINDS, ConfigError, DataConfig
+from ring_jax.config import (
+    CONVERSATION_KINDS,
+    ConfigError,
+    DataConfig,
+    conversation_kinds,
+)
 from ring_jax.data import chat
 from ring_jax.data.chat_template import (
     ChatTemplate,
@@ -130,9 +135,8 @@ def check_template(config: DataConfig, tokenizer: Tokenizer) -> TemplateReport:
         or the template cannot be rendered; one line.
     """
     report = template_report(config, tokenizer)
-    refused = [
-        d for d in report.differences if d.kind not in config.allowed_differences
-    ]
+    allowed = conversation_kinds(config.template_differences)
+    refused = [d for d in report.differences if d.kind not in allowed]
     if not refused:
         return report
     kinds = [difference.kind for difference in report.differences]

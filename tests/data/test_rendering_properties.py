@@ -2,6 +2,7 @@
 """What holds of every rendered conversation, whatever its texts spell."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,9 +13,11 @@ from ring_jax.data.schema import Message, Row, ToolCall
 from ring_jax.data.template_worker import environment
 from tests.untagged_tokenizer import without_tool_tags
 
+CALL = ToolCall("add", {"a": 1})
+# Merges across the borders of a call's text: where tags are no tokens, they count.
 TRAINED = tokenizer.train(
-    ["It's 12 and so on; the name, the number. ", '{"name": "add", "arguments": {}}']
-    + list(chat.ROLE_NAMES.values()),
+    [f"Sure.<tool_call>{CALL.to_json()}</tool_call>" for _ in range(50)]
+    + ["It's 12 and so on; the name, the number. ", *chat.ROLE_NAMES.values()],
     vocab_size=330,
 )
 SPECIAL_IDS = {TRAINED.special_id(name) for name in tokenizer.SPECIAL_TOKENS}
@@ -146,6 +149,42 @@ def test_so_does_one_whose_tokenizer_has_no_tool_tags(row, template):
     assert counts[0] == 0
     assert (counts[TOKEN_CLASSES.index("tool")] > 0) == bool(row.reply.tool_calls)
     assert (np.diff(rendered.classes) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "answers", "first"),
+    [("Sure.", ["Sure", ".<"], "tool"), ("Sure", ["Sure"], "<")],
+)
+def test_a_token_across_two_texts_has_the_class_of_its_first_character(
+    content, answers, first
+):
+    row = _row([], Message("assistant", content, tool_calls=(CALL,)))
+    rendered = chat.render(row, WITHOUT_TOOL_TAGS, template="ring")
+    answer, tool = (
+        [WITHOUT_TOOL_TAGS.decode([token]) for token in rendered.ids[is_class]]
+        for is_class in (
+            rendered.classes == TOKEN_CLASSES.index("answer"),
+            rendered.classes == TOKEN_CLASSES.index("tool"),
+        )
+    )
+    assert (answer, tool[0]) == (answers, first)
+    spelled = f"<tool_call>{CALL.to_json()}</tool_call>"
+    assert "".join(answer + tool) == f"{content}{spelled}"
+
+
+def test_a_call_is_encoded_as_a_server_does_that_sees_no_border():
+    spelled = f"<tool_call>{CALL.to_json()}</tool_call>"
+    (only_call,) = chat.render_rows(
+        [_row([], Message("assistant", "", tool_calls=(CALL,)))],
+        WITHOUT_TOOL_TAGS,
+        template="ring",
+    )
+    tool_ids = only_call.ids[only_call.classes == TOKEN_CLASSES.index("tool")]
+    assert WITHOUT_TOOL_TAGS.decode(tool_ids.tolist()) == spelled
+    assert tool_ids.tolist() == WITHOUT_TOOL_TAGS.encode_rendered(spelled)
+    pieces = ["<tool_call>", CALL.to_json(), "</tool_call>"]
+    apart = [WITHOUT_TOOL_TAGS.encode_rendered(piece) for piece in pieces]
+    assert tool_ids.tolist() != sum(apart, [])
 
 
 def as_served(row, template, of) -> list[tuple[str, list[int]]]:
