@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds of every rendered conversation, whatever its texts spell."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,7 +75,12 @@ def conversations(text) -> st.SearchStrategy[Row]:
 
 
 def _row(earlier: list[Message], reply: Message) -> Row:
-    origin = {"source": "s", "domain": "d", "licence": "MIT", "package": "p==1"}
+    origin: dict[str, Any] = {
+        "source": "s",
+        "domain": "d",
+        "licence": "MIT",
+        "package": "p==1",
+    }
     return Row(id="test", messages=(*earlier, reply), **origin)
 
 
@@ -117,7 +124,9 @@ def test_trained_tokens_of_each_class_decode_to_that_part_of_the_reply(row, temp
 def test_no_special_token_arises_from_the_text_of_a_message(row, template):
     ids = chat.render(row, TRAINED, template=template).ids.tolist()
     *earlier, reply = row.messages
-    thinking = {"ling": [], "ring": [reply]}.get(template, row.messages)
+    thinking = {"ling": (), "ring": (reply,), "ring_keep_thinking": row.messages}[
+        template
+    ]
     num_thinking = sum(bool(message.think) for message in thinking)
     num_calls = sum(len(message.tool_calls) for message in row.messages)
     expected = 2 * (len(earlier) + 1) + 2 * num_thinking + 2 * num_calls + 1
