@@ -33,8 +33,9 @@ EXTRAS = {
         "reasoning-gym>=0.1.25",
     ],
     "gpu": ["jax[cuda13]>=0.12,<0.13"],
-    # The independent implementation that an export is opened with.
-    "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2"],
+    # The independent implementations that an export is opened with, and its
+    # conversations are rendered with.
+    "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2", "transformers>=5.20"],
     "tensorboard": ["tensorboardx>=2.6.5"],
     "test": [
         "datasketch>=1.6.5",  # what the deduplication is measured against

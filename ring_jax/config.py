@@ -25,6 +25,21 @@ TOKEN_CLASSES = ("padding", "prompt", "think", "answer", "tool", "stop")
 """What a token is for; its index is the class id that batches carry."""
 
 
+CONVERSATION_KINDS = (
+    "single_turn",
+    "multi_turn",
+    "system",
+    "tool_call",
+    "tool_result",
+    "thinking",
+    "empty_thinking",
+    "earlier_thinking",
+    "tool_thinking",
+    "white_space",
+)
+"""In which chat templates are compared; `data/template_check.py` shows each."""
+
+
 class ConfigError(ValueError):
     """A user's mistake: one line that names the setting, its value and the remedy."""
 
@@ -236,8 +251,12 @@ class DataConfig:
 
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
-    template: Literal["ling", "ring"] = "ring"
-    """`ring` puts reasoning between <think> and </think>; `ling` drops it."""
+    template: Literal["ling", "ring", "ring_keep_thinking"] = "ring"
+    """`ring` puts a reply's reasoning between <think> and </think>, and leaves that of
+    earlier turns out; `ring_keep_thinking` keeps it; `ling` drops all."""
+    template_differences: str = ""
+    """Conversation kinds, comma-separated, in which the chat template that comes with
+    the tokenizer may write other tokens than `template` does."""
     class_weights: Mapping[str, float] = dataclasses.field(
         default_factory=lambda: {
             "prompt": 0.0,
@@ -269,6 +288,21 @@ class DataConfig:
             raise ConfigError(f"class_weights {bad} must be finite and at least 0.")
         if self.num_workers < 0:
             raise ConfigError(f"num_workers={self.num_workers} must be at least 0.")
+        conversation_kinds(self.template_differences)
+
+
+def conversation_kinds(names: str) -> tuple[str, ...]:
+    """Returns the kinds of conversations that a comma-separated setting names.
+
+    Raises:
+      ConfigError: there is no such kind.
+    """
+    kinds = tuple(filter(None, (name.strip() for name in names.split(","))))
+    if unknown := sorted(set(kinds) - set(CONVERSATION_KINDS)):
+        raise ConfigError(
+            f"template_differences has {unknown}; kinds are {CONVERSATION_KINDS}."
+        )
+    return kinds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,6 @@ from ring_jax.checkpoint.mlx_check import (
 )
 from ring_jax.checkpoint.model_folder import export_folder as export_folder
 from ring_jax.checkpoint.model_folder import import_folder as import_folder
-from ring_jax.checkpoint.model_folder import read_chat_template as read_chat_template
 from ring_jax.checkpoint.model_folder import read_config as read_config
 from ring_jax.checkpoint.store import Restored as Restored
 from ring_jax.checkpoint.store import StorageError as StorageError

@@ -133,16 +133,6 @@ def read_config(folder: str | Path) -> ModelConfig:
         raise ConfigError(f"{folder}: {error}") from None
 
 
-def read_chat_template(folder: str | Path) -> str | None:
-    """Returns the text of a folder's chat template, or None where it has none."""
-    file = Path(folder) / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    config = Path(folder) / "tokenizer_config.json"
-    template = _read_json(config).get("chat_template") if config.is_file() else None
-    return template if isinstance(template, str) else None
-
-
 def tokenizer_files(tokenizer: str | Path, config: ModelConfig) -> dict[str, str]:
     """Returns the files of a folder that describe a tokenizer, by name.
 

@@ -20,6 +20,7 @@ from ring_jax.data.chat import Rendered
 from ring_jax.data.prepared import PreparedData
 from ring_jax.data.schema import Row
 from ring_jax.data.stage_ledger import class_weights_table, open_ledger
+from ring_jax.data.template_check import template_report
 
 CLASSES: tuple[str, ...] = TOKEN_CLASSES[1:]
 
@@ -49,7 +50,8 @@ class DataView:
     gate: str
     """What the start gate refuses, in its own words; empty where it lets all pass."""
     settings: Mapping[str, Any]
-    """`seq_len`, `template`, `long_rows` and `tokenizer_entries`."""
+    """`seq_len`, `template`, `chat_template` (how the one that comes with the tokenizer
+    compares with it), `long_rows` and `tokenizer_entries`."""
     weights: Mapping[str, Mapping[str, float]]
     """Stage -> class -> loss weight."""
     sources: Mapping[str, Mapping[str, Any]]
@@ -84,6 +86,7 @@ def view_data(
         settings={
             "seq_len": config.train.seq_len,
             "template": config.data.template,
+            "chat_template": _chat_template(config, data),
             "long_rows": config.data.long_rows.policy,
             "tokenizer_entries": data.tokenizer.vocab_size,
         },
@@ -119,6 +122,13 @@ def _refusal(config: RunConfig, data: PreparedData) -> str:
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def _chat_template(config: RunConfig, data: PreparedData) -> str:
+    try:
+        return template_report(config.data, data.tokenizer).summary()
+    except ConfigError:
+        return "cannot be rendered"  # the gate has said why
 
 
 def _source(data: PreparedData, name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ring_jax.cli.devices import use_devices
 from ring_jax.cli.sample import prepare_sample
 from ring_jax.cli.settings import load_run_config
 from ring_jax.config import ConfigError, RunConfig, SourceConfig
-from ring_jax.data import sources
+from ring_jax.data import sources, template_report
 from ring_jax.model.flops import count_parameters
 from ring_jax.train import check_run
 
@@ -196,11 +196,13 @@ def _check_tokens(config: RunConfig, workdir: pathlib.Path | None) -> Check:
         sample = prepare_sample(config, num_rows=ROWS_PER_SOURCE, workdir=workdir)
     except ConfigError as error:
         return Check("tokenizer", wanted.path or "trained here", str(error))
+    template = template_report(config.data, sample.tokenizer).summary()
     size, room = sample.tokenizer.vocab_size, config.model.vocab_size
     found = f"ids below {size}, end of turn is {sample.tokenizer.eos_id}"
     if wanted.path is None:
         # Trained on all rows it may use all the entries that it is given.
         size, found = wanted.vocab_size, f"trained here, {wanted.vocab_size} entries"
+    found += f"; chat template: {template}"
     fix = f"set config.model.vocab_size={room} to {size} or more" if size > room else ""
     return Check("tokenizer", found, fix)
 

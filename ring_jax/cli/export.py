@@ -5,11 +5,12 @@ import argparse
 import json
 import pathlib
 
-from ring_jax.checkpoint.model_folder import Dtype, export_folder, read_chat_template
+from ring_jax.checkpoint.model_folder import Dtype, export_folder
 from ring_jax.checkpoint.trained_model import TrainedModel, read_trained_model
 from ring_jax.cli import status
 from ring_jax.cli.settings import load_run_folder_config, require_workdir
 from ring_jax.data.chat import CHAT_TEMPLATES
+from ring_jax.data.chat_template import read_chat_template
 
 SUMMARY = "writes the model of a run as a Hugging Face folder"
 
@@ -69,5 +70,5 @@ def export_newest(
 def _chat_template(workdir: pathlib.Path) -> str:
     """Returns what an import brought along, else the template of the run."""
     if (template := read_chat_template(workdir / "tokenizer")) is not None:
-        return template
+        return template.text
     return CHAT_TEMPLATES[load_run_folder_config(workdir).data.template]

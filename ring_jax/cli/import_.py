@@ -6,16 +6,13 @@ import dataclasses
 import json
 import pathlib
 
-from ring_jax.checkpoint.model_folder import (
-    import_folder,
-    read_chat_template,
-    tokenizer_files,
-)
+from ring_jax.checkpoint.model_folder import import_folder, tokenizer_files
 from ring_jax.checkpoint.store import Store
 from ring_jax.cli import status
 from ring_jax.cli.settings import require_workdir
 from ring_jax.config import ConfigError
 from ring_jax.data.chat import CHAT_TEMPLATES
+from ring_jax.data.chat_template import read_chat_template
 
 SUMMARY = "reads a Hugging Face folder into a new run folder"
 
@@ -38,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--workdir={workdir} is in use; name a new folder.")
     config, params = import_folder(args.folder)
     tokenizer = tokenizer_files(args.folder, config)["tokenizer.json"]
-    template = read_chat_template(args.folder) or CHAT_TEMPLATES["ling"]
+    theirs = read_chat_template(args.folder)
+    template = CHAT_TEMPLATES["ling"] if theirs is None else theirs.text
     store = Store(workdir / "checkpoints", keep=1, model=config)
     store.save(0, {"model": params}, {}, {"imported_from": args.folder.name})
     store.close()

@@ -32,6 +32,9 @@ def print_data(view: DataView, console: rich.console.Console) -> None:
     console.print(_classes(view))
     for stage in view.stages:
         console.print(_shares(view, stage))
+    settings = view.settings
+    told = f"template {settings['template']}; the tokenizer's own: "
+    console.print(told + settings["chat_template"], soft_wrap=True, highlight=False)
     verdict = f"refuses: {view.gate}" if view.gate else "lets this run pass"
     colour = "bold red" if view.gate else "green"
     console.print(rich.text.Text(f"the start gate {verdict}", colour), soft_wrap=True)

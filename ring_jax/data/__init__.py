@@ -9,6 +9,8 @@ from ring_jax.data.chat import prompt_text as prompt_text
 from ring_jax.data.chat import render as render
 from ring_jax.data.chat import render_prompt as render_prompt
 from ring_jax.data.chat import render_rows as render_rows
+from ring_jax.data.chat_template import ChatTemplate as ChatTemplate
+from ring_jax.data.chat_template import read_chat_template as read_chat_template
 from ring_jax.data.ledger import Change as Change
 from ring_jax.data.ledger import Ledger as Ledger
 from ring_jax.data.length_index import LengthIndex as LengthIndex
@@ -22,5 +24,8 @@ from ring_jax.data.schema import Row as Row
 from ring_jax.data.schema import ToolCall as ToolCall
 from ring_jax.data.sources import SourceRows as SourceRows
 from ring_jax.data.stage_ledger import open_ledger as open_ledger
+from ring_jax.data.template_check import TemplateReport as TemplateReport
+from ring_jax.data.template_check import check_template as check_template
+from ring_jax.data.template_check import template_report as template_report
 from ring_jax.data.tokenizer import Tokenizer as Tokenizer
 from ring_jax.data.windows import Windows as Windows

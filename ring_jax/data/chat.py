@@ -3,8 +3,9 @@
 
 Ling's template has no separator and no end token between turns; only a finished reply
 ends with `<|endoftext|>`. Hence only the last assistant turn of a row is trained: turns
-before it appear as the model will meet them when it is served, without an end token and
-without their reasoning.
+before it appear as the model will meet them when it is served, without an end token.
+A template's name is also its rule for their reasoning: `ling` and `ring` drop it,
+`ring_keep_thinking` keeps it.
 
 A row without reasoning is answered at once under the `ring` template, with no empty
 think block: `<think>` is an ordinary prediction, so that the model itself decides when
@@ -14,7 +15,10 @@ Source: llama.cpp src/llama-chat.cpp (templates `bailing` and `bailing-think`);
 arXiv:2504.07158 for reasoning between <think> and </think>.
 """
 
+import bisect
 import dataclasses
+import itertools
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -30,7 +34,7 @@ from ring_jax.data.tokenizer import (
     Tokenizer,
 )
 
-TEMPLATES = ("ling", "ring")
+TEMPLATES = ("ling", "ring", "ring_keep_thinking")
 ROLE_NAMES = {
     "system": "SYSTEM",
     "user": "HUMAN",
@@ -76,7 +80,8 @@ def render_rows(
     Args:
       rows: conversations or plain texts.
       tokenizer: has the chat tokens, and the think tokens for `ring`.
-      template: `ring` puts reasoning between the think tags; `ling` leaves it out.
+      template: `ring` puts the reply's reasoning between the think tags,
+        `ring_keep_thinking` that of every turn; `ling` leaves it out.
     """
     pieces_by_row = [list(_pieces(row, template)) for row in rows]
     return _encode_pieces(pieces_by_row, tokenizer)
@@ -144,9 +149,24 @@ def _prompt_pieces(messages: Iterable[Message], template: str) -> Iterator[_Piec
         raise ConfigError(f"data.template={template!r} must be one of {TEMPLATES}.")
     for message in messages:
         yield from _role_pieces(message.role)
-        yield _Piece(message.content, "prompt")
+        if template == "ring_keep_thinking":
+            yield from _think_pieces(message, "prompt")
+            yield _Piece(message.content, "prompt")
+        else:
+            yield _Piece(_without_thinking(message), "prompt")
         yield from _tool_pieces(message, "prompt")
     yield from _role_pieces("assistant")
+
+
+def _without_thinking(message: Message) -> str:
+    """Returns the text of an earlier turn, as a server sends it back.
+
+    A client may hand back a reply as it was generated, its reasoning spelled out; this
+    and the Jinja template leave that out alike.
+    """
+    if message.role != "assistant":
+        return message.content
+    return message.content.rpartition(THINK_TOKENS[1])[2]
 
 
 def _role_pieces(role: str) -> Iterator[_Piece]:
@@ -156,13 +176,18 @@ def _role_pieces(role: str) -> Iterator[_Piece]:
 
 
 def _reply_pieces(reply: Message, template: str) -> Iterator[_Piece]:
-    if reply.think and template == "ring":
-        opening, closing = THINK_TOKENS
-        yield _Piece(opening, "think", is_special=True)
-        yield _Piece(reply.think, "think")
-        yield _Piece(closing, "think", is_special=True)
+    if template != "ling":
+        yield from _think_pieces(reply, "think")
     yield _Piece(reply.content, "answer")
     yield from _tool_pieces(reply, "tool")
+
+
+def _think_pieces(message: Message, token_class: str) -> Iterator[_Piece]:
+    if message.think:
+        opening, closing = THINK_TOKENS
+        yield _Piece(opening, token_class, is_special=True)
+        yield _Piece(message.think, token_class)
+        yield _Piece(closing, token_class, is_special=True)
 
 
 def _tool_pieces(message: Message, token_class: str) -> Iterator[_Piece]:
@@ -176,33 +201,62 @@ def _tool_pieces(message: Message, token_class: str) -> Iterator[_Piece]:
 def _encode_pieces(
     pieces_by_row: Sequence[Sequence[_Piece]], tokenizer: Tokenizer
 ) -> list[Rendered]:
-    pieces = [piece for row in pieces_by_row for piece in row]
+    runs_by_row = [_runs(pieces, tokenizer) for pieces in pieces_by_row]
     # Most texts are role names; each distinct one is encoded once.
-    texts = list(dict.fromkeys(p.text for p in pieces if not _is_token(p, tokenizer)))
-    ids_of = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-    specials = {p.text for p in pieces if _is_token(p, tokenizer)}
-    special_ids = {name: [tokenizer.special_id(name)] for name in specials}
-    return [_join(row, ids_of, special_ids, tokenizer) for row in pieces_by_row]
+    texts = {
+        run[0].text: None
+        for runs in runs_by_row
+        for run in runs
+        if len(run) == 1 and not run[0].is_special
+    }
+    encoded = tokenizer.encode_batch(list(texts))
+    ids_of = dict(zip(texts, encoded, strict=True))
+    return [_join(runs, ids_of, tokenizer) for runs in runs_by_row]
 
 
-def _is_token(piece: _Piece, tokenizer: Tokenizer) -> bool:
-    # Ling's first tokenizer has no tool tags: there they are text that reads the same.
-    is_optional = piece.text in TOOL_TOKENS
-    return piece.is_special and (not is_optional or tokenizer.has_special(piece.text))
+def _runs(pieces: Sequence[_Piece], tokenizer: Tokenizer) -> list[list[_Piece]]:
+    """Groups texts that no token stands between: a server encodes them as one."""
+    runs: list[list[_Piece]] = []
+    for piece in filter(operator.attrgetter("text"), pieces):
+        # Ling's first tokenizer has no tool tags: there they are text.
+        if piece.text in TOOL_TOKENS and not tokenizer.has_special(piece.text):
+            piece = dataclasses.replace(piece, is_special=False)
+        if piece.is_special or not runs or runs[-1][-1].is_special:
+            runs.append([piece])
+        else:
+            runs[-1].append(piece)
+    return runs
 
 
 def _join(
-    pieces: Sequence[_Piece],
-    ids_of: dict[str, list[int]],
-    special_ids: dict[str, list[int]],
-    tokenizer: Tokenizer,
+    runs: Sequence[Sequence[_Piece]], ids_of: dict[str, list[int]], tokenizer: Tokenizer
 ) -> Rendered:
     ids, classes = [], []
-    for piece in pieces:
-        table = special_ids if _is_token(piece, tokenizer) else ids_of
-        ids += table[piece.text]
-        classes += [TOKEN_CLASSES.index(piece.token_class)] * len(table[piece.text])
+    for run in runs:
+        first = run[0]
+        if len(run) > 1:
+            new_ids, new_classes = _encode_run(run, tokenizer)
+            ids += new_ids
+            classes += new_classes
+            continue
+        new_ids = (
+            [tokenizer.special_id(first.text)]
+            if first.is_special
+            else ids_of[first.text]
+        )
+        ids += new_ids
+        classes += [TOKEN_CLASSES.index(first.token_class)] * len(new_ids)
     return Rendered(np.asarray(ids, np.int32), np.asarray(classes, np.int32))
+
+
+def _encode_run(
+    run: Sequence[_Piece], tokenizer: Tokenizer
+) -> tuple[list[int], list[int]]:
+    """Encodes texts as one; a token has the class of its first character."""
+    ids, starts = tokenizer.encode_with_starts("".join(piece.text for piece in run))
+    ends = list(itertools.accumulate(len(piece.text) for piece in run))
+    places = [bisect.bisect_right(ends, start) for start in starts]
+    return ids, [TOKEN_CLASSES.index(run[place].token_class) for place in places]
 
 
 _NO_TAG = "(?:(?!" + "|".join(map(re.escape, (*CHAT_TOKENS, *THINK_TOKENS))) + ").)*"
@@ -218,18 +272,20 @@ _JINJA_TURNS = (
     f"{{%- set roles = {_JINJA_ROLES} -%}}"
     """
 {%- for message in messages -%}
-  {%- set is_reply = loop.last and message.role == 'assistant' -%}
+  {%- set is_assistant = message.role == 'assistant' -%}
+  {%- set is_reply = loop.last and is_assistant and not add_generation_prompt -%}
   {{- '<role>' + roles[message.role] + '</role>' -}}
   {%- set content = message.content or '' -%}
-  {%- if message.role == 'assistant' and not is_reply -%}
-    {%- set content = content.split('</think>')[-1] -%}
-  {%- endif -%}
-  %THINK%
+  %CONTENT%
   {{- content -}}
   {%- for tool_call in message.tool_calls or [] -%}
     {%- set call = tool_call.function or tool_call -%}
+    {%- set arguments = call.arguments -%}
+    {%- if arguments is not string -%}
+      {%- set arguments = arguments | tojson -%}
+    {%- endif -%}
     {{- '<tool_call>{"name": ' + (call.name | tojson) + ', "arguments": ' -}}
-    {{- (call.arguments | tojson) + '}</tool_call>' -}}
+    {{- arguments + '}</tool_call>' -}}
   {%- endfor -%}
   {%- if is_reply -%}
     {{- '<|endoftext|>' -}}
@@ -240,12 +296,19 @@ _JINJA_TURNS = (
 {%- endif -%}
 """
 )
-_JINJA_THINK = """{%- if is_reply and message.reasoning_content -%}
+_JINJA_DROP = """{%- if is_assistant and not is_reply -%}
+    {%- set content = content.split('</think>')[-1] -%}
+  {%- endif -%}"""
+_JINJA_THINK = """{%- if %CONDITION% and message.reasoning_content -%}
     {{- '<think>' + message.reasoning_content + '</think>' -}}
   {%- endif -%}"""
+_JINJA_THINK_LAST = _JINJA_THINK.replace("%CONDITION%", "is_reply")
 
 CHAT_TEMPLATES = {
-    "ling": _JINJA_TURNS.replace("  %THINK%\n", ""),
-    "ring": _JINJA_TURNS.replace("%THINK%", _JINJA_THINK),
+    "ling": _JINJA_TURNS.replace("%CONTENT%", _JINJA_DROP),
+    "ring": _JINJA_TURNS.replace("%CONTENT%", f"{_JINJA_DROP}\n  {_JINJA_THINK_LAST}"),
+    "ring_keep_thinking": _JINJA_TURNS.replace(
+        "%CONTENT%", _JINJA_THINK.replace("%CONDITION%", "is_assistant")
+    ),
 }
 """`chat_template.jinja` of an exported model; it reads `message.reasoning_content`."""

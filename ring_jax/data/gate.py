@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The start gate: what would train nothing, or all of it, ends before the first step.
 
-Everything is judged by length indexes and ledgers, so it costs the same for a thousand
-rows and for a billion.
+All but the chat template is judged by length indexes and ledgers, so it costs the same
+for a thousand rows and for a billion.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ from ring_jax.config import TOKEN_CLASSES, ConfigError, RunConfig
 from ring_jax.data.ledger import Ledger
 from ring_jax.data.prepared import PreparedData
 from ring_jax.data.stage_ledger import class_weights_table, open_ledger
+from ring_jax.data.template_check import check_template
 from ring_jax.data.windows import MAX_DELAY, Windows
 
 MAX_LEFT_OUT = 0.01
@@ -25,11 +26,13 @@ def check(config: RunConfig, data: PreparedData) -> None:
     """Refuses data that a stage cannot learn from.
 
     Raises:
-      ConfigError: too much of a source is in rows left out for their length; a stage
+      ConfigError: the chat template that comes with the tokenizer gives other tokens;
+        too much of a source is in rows left out for their length; a stage
         leaves the stop token untrained, has a row without a trained
         token, trains conversations whole without saying so, or has a source of which
         no row ever comes; one line with names, values and what to do.
     """
+    check_template(config.data, data.tokenizer)
     for source in dict.fromkeys(s for st in config.stages.values() for s in st.sources):
         _check_loss(config, data, source=source)
     for stage in config.stages:

@@ -95,6 +95,15 @@ class Tokenizer:
         encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Encodes text; returns ids, and the place of each token's first character."""
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Encodes what a chat template wrote: special tokens spelled out are tokens."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """Turns ids back into text, special tokens spelled out."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)

@@ -25,7 +25,8 @@ class LossStats:
     source_sums: jax.Array
     """f32[2, num_sources]: weighted cross-entropy and weight of each source."""
     class_sums: jax.Array
-    """f32[2, num_classes]: the same of each token class."""
+    """f32[2, num_classes]: plain cross-entropy and number of targets of each token
+    class, whatever they weigh; padding has none."""
     num_trained_tokens: jax.Array
     """i32[], targets with a weight above 0."""
     router: RouterStats
@@ -40,6 +41,7 @@ class Targets:
     ids_BT: jax.Array
     weights_BT: jax.Array
     classes_BT: jax.Array
+    """0 where there is nothing to predict."""
     sources_BT: jax.Array
 
 
@@ -50,7 +52,7 @@ def next_tokens(batch: Batch) -> Targets:
     return Targets(
         ids_BT=_next(batch.ids_BT),
         weights_BT=jnp.where(is_trained_BT, _next(batch.weights_BT), 0.0),
-        classes_BT=_next(batch.classes_BT),
+        classes_BT=jnp.where(is_trained_BT, _next(batch.classes_BT), 0),
         sources_BT=batch.sources_BT,
     )
 
@@ -107,11 +109,15 @@ def training_loss(
         )
     loss = loss_sum / total_weight + share * router_loss(router, config.loss)
     weighted_M = ce_M * weights_M
+    is_target_M = sharding.flatten_tokens(targets.classes_BT) > 0
     stats = LossStats(
         cross_entropy=jnp.sum(weighted_M) / total_weight,
         source_sums=_sums_by(targets.sources_BT, weighted_M, weights_M, num_sources),
         class_sums=_sums_by(
-            targets.classes_BT, weighted_M, weights_M, len(TOKEN_CLASSES)
+            targets.classes_BT,
+            jnp.where(is_target_M, ce_M, 0.0),
+            is_target_M.astype(jnp.float32),
+            len(TOKEN_CLASSES),
         ),
         num_trained_tokens=jnp.sum(weights_M > 0, dtype=jnp.int32),
         router=jax.tree.map(lambda x: share * x, router),
@@ -139,11 +145,11 @@ def _next(x_BT: jax.Array) -> jax.Array:
 
 
 def _sums_by(
-    group_BT: jax.Array, weighted_M: jax.Array, weights_M: jax.Array, num_groups: int
+    group_BT: jax.Array, values_M: jax.Array, weights_M: jax.Array, num_groups: int
 ) -> jax.Array:
     group_M = sharding.flatten_tokens(group_BT)
     is_group_MU = group_M[:, None] == jnp.arange(num_groups)[None]
-    values_2M = jnp.stack([weighted_M, weights_M])
+    values_2M = jnp.stack([values_M, weights_M])
     return jnp.einsum(
         "ZM,MU->ZU",
         values_2M,

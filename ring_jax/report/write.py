@@ -276,7 +276,7 @@ def _losses(run: RunFolder, spans: Spans) -> list[LineChart]:
             for name in TOKEN_CLASSES
         ],
         title="Cross-entropy by token class (nats)",
-        note="What a token is for; classes without loss weight are absent.",
+        note="What a token is for. A class of loss weight 0 is measured, not trained.",
         stages=spans,
         scale="from_zero",
     )

@@ -47,6 +47,7 @@ RESUMABLE_CHANGES = (
     "data.num_workers",
     "data.on_change",
     "data.packing.no_room",
+    "data.template_differences",
     "model.attention_implementation",
     "model.moe.implementation",
     "model.moe.transport",

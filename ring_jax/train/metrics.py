@@ -35,7 +35,8 @@ def readable(
         "router/z_loss": float(np.mean(router.z_loss)),
         "router/max_load": float(np.max(router.load_E) * num_experts),
     }
-    return named | _means(host.stats, sources), np.round(router.load_E, 6).tolist()
+    named |= _means(host.stats, sources) | _class_tokens(host.stats)
+    return named, np.round(router.load_E, 6).tolist()
 
 
 def _means(stats: LossStats, sources: Sequence[str]) -> dict[str, float]:
@@ -48,6 +49,12 @@ def _means(stats: LossStats, sources: Sequence[str]) -> dict[str, float]:
             if weight > 0:
                 means[f"loss/{group}/{name}"] = float(total / weight)
     return means
+
+
+def _class_tokens(stats: LossStats) -> dict[str, int]:
+    """Counts the step's targets of each token class, trained or not."""
+    counts = dict(zip(TOKEN_CLASSES, stats.class_sums[1], strict=True))
+    return {f"tokens/class/{name}": int(counts[name]) for name in TOKEN_CLASSES[1:]}
 
 
 @dataclasses.dataclass
