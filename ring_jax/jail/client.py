@@ -72,9 +72,10 @@ class Jail:
           JailError: the kernel refuses a part of the confinement; it says which.
         """
         self._ask({"files": dict(files)})
-        yield Cell(self._ask)
-        # After any error the launcher may be anywhere in its work: `close` ends it.
-        self._ask({"close": True})
+        try:
+            yield Cell(self._ask)
+        finally:
+            self._ask({"close": True})
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         stdin, stdout = self._launcher.stdin, self._launcher.stdout

@@ -173,8 +173,14 @@ def confine_program(*, memory_bytes: int, cpu_seconds: int) -> None:
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
-        resource.setrlimit(kind, (size, size))
+        _limit(kind, size)
     seccomp.install_filter(LIBC)
+
+
+def _limit(kind: int, size: int) -> None:
+    already = resource.getrlimit(kind)[1]
+    least = size if already == resource.RLIM_INFINITY else min(size, already)
+    resource.setrlimit(kind, (least, least))
 
 
 def drop_groups() -> None:

@@ -20,11 +20,13 @@ import stat
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ring_jax.jail import kernel, seccomp
 
+# The exit status of a child that has replied with its error.
+_HAS_TOLD = 3
 _NEW_ROOT = "/tmp"
 _DEVICES = ("null", "zero", "random", "urandom")
 # Where libraries of the system lie, on the file systems of today and of yesterday.
@@ -41,20 +43,31 @@ def main() -> None:
         _reply({"error": f"system calls of {os.uname().machine} are not known here"})
         return
     while request := _next_request():
-        told, tell = os.pipe()
-        go, let_go = os.pipe()
-        builder = os.fork()
-        if builder == 0:
-            os.close(told)
-            os.close(let_go)
-            _exit_with(_build, request, tell, go)
-        os.close(tell)
-        os.close(go)
-        if os.read(told, 1):
-            _give_identity(builder, let_go)
+        if "files" in request:
+            _make_cell(request)
+        else:
+            _reply({"closed": True})  # it had ended by itself
+
+
+def _make_cell(request: Mapping[str, Any]) -> None:
+    told, tell = os.pipe()
+    go, let_go = os.pipe()
+    builder = os.fork()
+    if builder == 0:
         os.close(told)
         os.close(let_go)
-        os.waitpid(builder, 0)
+        _end_with(_build, request, tell, go)
+    os.close(tell)
+    os.close(go)
+    if os.read(told, 1):
+        _give_identity(builder, let_go)
+    os.close(told)
+    os.close(let_go)
+    code = os.waitstatus_to_exitcode(os.waitpid(builder, 0)[1])
+    if code == 0:
+        _reply({"closed": True})
+    elif code != _HAS_TOLD:
+        _reply({"error": f"a process of the cell ended with status {code}"})
 
 
 def _give_identity(builder: int, let_go: int) -> None:
@@ -65,14 +78,17 @@ def _give_identity(builder: int, let_go: int) -> None:
         _reply({"error": f"user namespace: {error}"})
 
 
-def _exit_with(function: Any, *arguments: Any) -> None:
-    """Calls a function of a forked child, and ends it whatever comes."""
+def _end_with(function: Callable[..., None], *arguments: Any) -> None:
+    """Calls a function in a forked child, and ends the child whatever comes."""
+    code = 1
     try:
         function(*arguments)
-    except OSError as error:
-        _reply({"error": f"{error.strerror or error}"})
+        code = 0
+    except (OSError, subprocess.SubprocessError) as error:
+        _reply({"error": str(error)})
+        code = _HAS_TOLD
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
 def _build(request: Mapping[str, Any], tell: int, go: int) -> None:
@@ -81,7 +97,7 @@ def _build(request: Mapping[str, Any], tell: int, go: int) -> None:
     os.unshare(kernel.ALL_NAMESPACES)
     os.write(tell, b"x")
     if not os.read(go, 1):
-        return  # the launcher has said why
+        os._exit(_HAS_TOLD)  # the launcher has
     for descriptor in (tell, go):
         os.close(descriptor)
     kernel.keep_mounts_private()
@@ -95,8 +111,8 @@ def _build(request: Mapping[str, Any], tell: int, go: int) -> None:
     kernel.mount_memory("/tmp", num_bytes=kernel.SCRATCH_BYTES, num_files=1000)
     keeper = os.fork()
     if keeper == 0:
-        _exit_with(_keep)
-    os.waitpid(keeper, 0)
+        _end_with(_keep)
+    os._exit(abs(os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])))
 
 
 def _shown_paths() -> list[str]:
@@ -146,7 +162,6 @@ def _keep() -> None:
     _reply({"ready": True})
     while (request := _next_request()) and "arguments" in request:
         _reply(_run(**request))
-    _reply({"closed": True})
 
 
 def _run(*, arguments: Sequence[str], stdin: str, seconds: float) -> dict[str, Any]:

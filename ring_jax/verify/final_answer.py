@@ -5,20 +5,21 @@ import re
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _STATED = re.compile(
-    r"(?:final answer|the answer|answer|答案)\s*(?:is|:|=|为|是)+\s*(.+)", re.IGNORECASE
+    r"(?:(?:final answer|the answer|answer|答案)\s*(?:is|:|=|为|是)+|####)\s*(.+)",
+    re.IGNORECASE,
 )
 _THINK = re.compile(r"\A\s*<think>(.*?)</think>", re.DOTALL)
 
 
+def split_reasoning(text: str) -> tuple[str, str]:
+    """Splits a reply into the reasoning at its beginning, if it has one, and the rest."""
+    found = _THINK.match(text)
+    return (found[1].strip(), text[found.end() :]) if found else ("", text)
+
+
 def without_reasoning(text: str) -> str:
     """Returns what follows the reasoning at the beginning of a reply."""
-    return _THINK.sub("", text)
-
-
-def reasoning(text: str) -> str:
-    """Returns the reasoning at the beginning of a reply; empty where it has none."""
-    found = _THINK.match(text)
-    return found[1].strip() if found else ""
+    return split_reasoning(text)[1]
 
 
 def final_answer(text: str) -> str:

@@ -95,7 +95,6 @@ def first_failure(reply: str, answer: str, metadata: Mapping[str, Any]) -> str:
     try:
         return _first_failure(program, metadata)
     except JailError as error:
-        the_jail.cache_clear()
         raise _refusal(error) from None
 
 
@@ -110,20 +109,25 @@ def extract_program(reply: str) -> str:
 
 
 @functools.cache
-def the_jail() -> Jail:
-    """Returns the jail of this process, proven by a probe.
+def start_jail() -> Jail:
+    """Starts the processes of this process's jail, before its rights are taken away."""
+    jail = Jail()
+    atexit.register(jail.close)
+    return jail
+
+
+@functools.cache
+def proven_jail() -> Jail:
+    """Returns the jail of this process after a probe has tried to break out of it.
 
     Raises:
       ConfigError: programs cannot be confined on this machine.
     """
-    jail = Jail()
-    atexit.register(jail.close)
     try:
-        check_jail(jail)
+        check_jail(start_jail())
     except JailError as error:
-        jail.close()
         raise _refusal(error) from None
-    return jail
+    return start_jail()
 
 
 def _refusal(error: JailError) -> ConfigError:
@@ -141,14 +145,14 @@ def _first_failure(program: str, metadata: Mapping[str, Any]) -> str:
     preamble = metadata.get("preamble", "")
     if "check" in metadata:
         files = {"program.py": f"{preamble}\n{program}\n", "check.py": _CHECK}
-        with the_jail().open_cell(files) as cell:
+        with proven_jail().open_cell(files) as cell:
             return _failed_check(cell, metadata["check"], function, seconds)
     tests: Sequence[Mapping[str, str]] = metadata["tests"]
     if not tests:
         raise LookupError("tests is empty")
     taken = _LEETCODE if function else ""
     files = {"program.py": f"{taken}{preamble}\n{program}\n", "call.py": _CALL}
-    with the_jail().open_cell(files) as cell:
+    with proven_jail().open_cell(files) as cell:
         for number, test in enumerate(tests, 1):
             failure = (
                 _failed_call(cell, test, function, seconds)
@@ -221,7 +225,9 @@ def _is_same_line(ours: str, theirs: str) -> bool:
     if ours == theirs:
         return True
     try:
-        numbers = [[decimal.Decimal(w) for w in line.split()] for line in (ours, theirs)]
+        numbers = [
+            [decimal.Decimal(w) for w in line.split()] for line in (ours, theirs)
+        ]
     except decimal.InvalidOperation:
         return False
     return numbers[0] == numbers[1]
