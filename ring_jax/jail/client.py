@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The near end of a jail: cells are opened, programs run in them, and come to an end."""
+"""The near end of a jail: cells are opened, and programs run in them."""
 
 import contextlib
 import dataclasses
@@ -15,6 +15,10 @@ import ring_jax
 
 class JailError(OSError):
     """A program cannot be confined here; it was not run."""
+
+
+class JailLostError(JailError):
+    """The processes of the jail ended; a new one is needed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +89,9 @@ class Jail:
             stdin.write(json.dumps(request).encode() + b"\n")
             stdin.flush()
             line = stdout.readline()
-        answer = json.loads(line) if line else {"error": "its processes ended"}
+        if not line.endswith(b"\n"):
+            raise JailLostError("the processes of the jail ended")
+        answer = json.loads(line)
         if "error" in answer:
             raise JailError(answer["error"])
         return answer

@@ -92,7 +92,7 @@ def _end_with(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def _build(request: Mapping[str, Any], tell: int, go: int) -> None:
-    kernel.die_with_parent()
+    launcher = os.getppid()
     kernel.drop_groups()
     os.unshare(kernel.ALL_NAMESPACES)
     os.write(tell, b"x")
@@ -104,6 +104,9 @@ def _build(request: Mapping[str, Any], tell: int, go: int) -> None:
     folders = {path: kernel.open_read_only(path) for path in _shown_paths()}
     devices = {name: kernel.open_device(f"/dev/{name}") for name in _DEVICES}
     kernel.take_identity()
+    kernel.die_with_parent()  # which a change of user would undo
+    if os.getppid() != launcher:
+        os._exit(_HAS_TOLD)  # too late to hear of its end
     kernel.mount_memory(_NEW_ROOT, num_bytes=kernel.SCRATCH_BYTES, num_files=1000)
     _furnish(pathlib.Path(_NEW_ROOT), folders, devices, request["files"])
     kernel.change_root(_NEW_ROOT)
@@ -153,12 +156,14 @@ def _furnish(
     for name in ("tmp", "work"):
         (root / name).mkdir(exist_ok=True)
     for name, text in files.items():
-        (root / "work" / name).write_text(text, encoding="utf-8")
+        (root / "work" / name).write_bytes(text.encode("utf-8", "replace"))
 
 
 def _keep() -> None:
     kernel.die_with_parent()
     kernel.hide_memory()
+    # Process 1 is safe from signals of its own cell but those it has a handler for.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _reply({"ready": True})
     while (request := _next_request()) and "arguments" in request:
         _reply(_run(**request))
@@ -186,7 +191,7 @@ def _run(*, arguments: Sequence[str], stdin: str, seconds: float) -> dict[str, A
                 memory_bytes=_memory_bytes(), cpu_seconds=int(seconds) + 1
             ),
         ) as program:
-            is_late = _wait(program, seconds)
+            is_late = _is_late(program, seconds)
         complained.seek(max(0, complained.seek(0, os.SEEK_END) - _MAX_ERROR_BYTES))
         printed.seek(0)
         return {
@@ -197,14 +202,13 @@ def _run(*, arguments: Sequence[str], stdin: str, seconds: float) -> dict[str, A
         }
 
 
-def _wait(program: subprocess.Popen, seconds: float) -> bool:
+def _is_late(program: subprocess.Popen, seconds: float) -> bool:
     try:
         program.wait(seconds)
     except subprocess.TimeoutExpired:
         program.kill()
         return True
-    # Its own limit of processor time ends it a little later than the clock would.
-    return program.returncode == -signal.SIGXCPU
+    return False
 
 
 def _memory_bytes() -> int:

@@ -3,7 +3,6 @@
 
 import json
 import os
-import pathlib
 
 from ring_jax.jail.client import Jail, JailError
 

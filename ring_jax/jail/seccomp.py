@@ -22,6 +22,13 @@ _DENIED = {
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "pidfd_getfd": (438, 438),
+    # Its keeper has the same user: these would slow it down.
+    "setpriority": (141, 140),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
     # Namespaces and mounts: a new user namespace would give capabilities back.
     "unshare": (272, 97),
     "setns": (308, 268),
@@ -59,6 +66,7 @@ _DENIED = {
     "kexec_load": (246, 104),
 }
 _CLONE = (56, 220)
+_PRLIMIT = (302, 261)
 _CLONE3 = (435, 435)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Machine -> its column above, and its name in the kernel (AUDIT_ARCH)."""
@@ -115,6 +123,12 @@ def _program(column: int, machine: int) -> bytes:
             lines.append(_line(_EQUAL, number, if_false=1))
             lines.append(_line(_RETURN, _ERROR | error))
     lines += [
+        # Limits: its own only, which is process 0 in this call.
+        _line(_EQUAL, _PRLIMIT[column], if_false=4),
+        _line(_LOAD, _FIRST_ARGUMENT_AT),
+        _line(_EQUAL, 0, if_true=1),
+        _line(_RETURN, _ERROR | errno.EPERM),
+        _line(_RETURN, _ALLOW),
         _line(_EQUAL, _CLONE[column], if_false=3),
         _line(_LOAD, _FIRST_ARGUMENT_AT),
         _line(_ANY_BIT, _CLONE_THREAD, if_true=1),

@@ -12,7 +12,7 @@ _THINK = re.compile(r"\A\s*<think>(.*?)</think>", re.DOTALL)
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """Splits a reply into the reasoning at its beginning, if it has one, and the rest."""
+    """Splits a reply into the reasoning at its beginning, and the rest."""
     found = _THINK.match(text)
     return (found[1].strip(), text[found.end() :]) if found else ("", text)
 

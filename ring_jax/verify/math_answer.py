@@ -112,7 +112,7 @@ def _parse(text: str) -> list[Any]:
 
 
 def _canonical(expression: str) -> str:
-    """Writes an expression without what only looks: blanks, sizes, kinds of fraction."""
+    """Writes an expression without blanks, sizes and kinds of fraction."""
     text = re.sub(r"\\[dtc]frac", r"\\frac", expression.strip().rstrip("."))
     return _SPACES.sub("", re.sub(r"\{([:,])\}", r"\1", text))
 

@@ -5,13 +5,13 @@ Three kinds of tests, by the keys of a row's metadata:
 
 - `tests`: a list of `input` and `output`, as of APPS, TACO and CodeContests. The
   program reads standard input and prints.
-- `tests` and `function`: as of LiveCodeBench and LeetCode. An input holds one JSON value
-  a line, the arguments; the output is the JSON of what the function (or the method of a
-  class `Solution`) returns.
+- `tests` and `function`: as of LiveCodeBench and LeetCode. An input holds
+  one JSON value a line, the arguments; the output is the JSON of what the function (or
+  the method of a class `Solution`) returns.
 - `check`: Python that runs behind the program, as of MBPP; with `function` it defines
   `check(candidate)`, as of HumanEval.
 
-`seconds` limits one test (10 by default), `preamble` is Python in front of the program.
+`seconds` limits one test (6 by default), `preamble` is Python in front of the program.
 
 Outputs are compared outside of the jail. A `check` runs in the program's own process: a
 program that is written to cheat can make it succeed, but not by ending early.
@@ -27,11 +27,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ring_jax.config import ConfigError
-from ring_jax.jail import Cell, Finished, Jail, JailError, check_jail
+from ring_jax.jail import Cell, Finished, Jail, JailError, JailLostError, check_jail
 from ring_jax.verify.final_answer import without_reasoning
 
-SECONDS = 10.0
-"""Of one test, where the row says nothing."""
+SECONDS = 6.0
+"""Of one test, where the row says nothing; that of LiveCodeBench."""
+MAX_CHARACTERS = 1_000_000
+"""Of a program; more is none."""
 
 _FENCED = re.compile(r"^ *```[ \t]*([\w+-]*)[^\n]*\n(.*?)^ *```", re.DOTALL | re.M)
 _PYTHON = ("python", "python3", "py", "")
@@ -48,34 +50,33 @@ from itertools import *
 from math import *
 from typing import *
 """
-# Both answer on a descriptor of their own, so that what the program prints is no answer.
-_CALL = """\
-import json, os, sys
+# Both answer on a descriptor of their own: what the program prints is no answer.
+_BEGIN = """\
+import json, os, sys, types
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
+sys.setrecursionlimit(50000)
+module = sys.modules["program"] = types.ModuleType("program")
+names = module.__dict__
+source = open("/work/program.py", encoding="utf-8").read()
+exec(compile(source, "program.py", "exec"), names)
 request = json.load(sys.stdin)
-names = {"__name__": "program"}
-exec(compile(open("/work/program.py").read(), "program.py", "exec"), names)
-name = request["function"]
-function = names[name] if name in names else getattr(names["Solution"](), name)
-json.dump(function(*request["arguments"]), answers, default=list)
+"""
+_END = """
 answers.flush()
 os._exit(0)
 """
-_CHECK = """\
-import json, os, sys
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-names = {"__name__": "program"}
-exec(compile(open("/work/program.py").read(), "program.py", "exec"), names)
-request = json.load(sys.stdin)
+_CALL = f"""{_BEGIN}
+name = request["function"]
+function = names[name] if name in names else getattr(names["Solution"](), name)
+json.dump(function(*request["arguments"]), answers, default=list)
+{_END}"""
+_CHECK = f"""{_BEGIN}
 exec(compile(request["check"], "check.py", "exec"), names)
 if request["function"]:
     names["check"](names[request["function"]])
 answers.write(request["password"])
-answers.flush()
-os._exit(0)
-"""
+{_END}"""
 
 
 def first_failure(reply: str, answer: str, metadata: Mapping[str, Any]) -> str:
@@ -86,16 +87,21 @@ def first_failure(reply: str, answer: str, metadata: Mapping[str, Any]) -> str:
 
     Raises:
       ConfigError: programs cannot be confined on this machine.
+      JailLostError: the jail's own processes were ended.
       LookupError, TypeError: the row's tests are not of the form above.
     """
     del answer  # one program of many
     program = extract_program(reply)
-    if not program:
-        return "the reply holds no program"
+    if not program or len(program) > MAX_CHARACTERS:
+        return f"the reply holds no program of up to {MAX_CHARACTERS} characters"
+    jail = proven_jail()
     try:
-        return _first_failure(program, metadata)
+        return _first_failure(jail, program, metadata)
+    except JailLostError:
+        raise
     except JailError as error:
-        raise _refusal(error) from None
+        # Confinement was proven: this program, or the machine, ended its keeper.
+        return f"the program was not run to its end: {error}"
 
 
 def extract_program(reply: str) -> str:
@@ -139,20 +145,20 @@ def _refusal(error: JailError) -> ConfigError:
     )
 
 
-def _first_failure(program: str, metadata: Mapping[str, Any]) -> str:
+def _first_failure(jail: Jail, program: str, metadata: Mapping[str, Any]) -> str:
     seconds = float(metadata.get("seconds", SECONDS))
     function = metadata.get("function", "")
     preamble = metadata.get("preamble", "")
     if "check" in metadata:
         files = {"program.py": f"{preamble}\n{program}\n", "check.py": _CHECK}
-        with proven_jail().open_cell(files) as cell:
+        with jail.open_cell(files) as cell:
             return _failed_check(cell, metadata["check"], function, seconds)
     tests: Sequence[Mapping[str, str]] = metadata["tests"]
     if not tests:
         raise LookupError("tests is empty")
     taken = _LEETCODE if function else ""
     files = {"program.py": f"{taken}{preamble}\n{program}\n", "call.py": _CALL}
-    with proven_jail().open_cell(files) as cell:
+    with jail.open_cell(files) as cell:
         for number, test in enumerate(tests, 1):
             failure = (
                 _failed_call(cell, test, function, seconds)

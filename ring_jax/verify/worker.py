@@ -17,6 +17,7 @@ import socket
 import sys
 
 from ring_jax.config import ConfigError
+from ring_jax.jail import JailLostError
 from ring_jax.verify import program
 from ring_jax.verify.grade import grade
 
@@ -64,6 +65,8 @@ def _answer(request: dict) -> dict:
             answer=request["answer"],
             metadata=request["metadata"],
         )
+    except JailLostError:
+        raise  # this worker cannot make another, so that it ends
     except ConfigError as error:
         return {"error": str(error)}
     except MemoryError:
