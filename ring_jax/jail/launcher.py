@@ -181,7 +181,7 @@ def _run(*, arguments: Sequence[str], stdin: str, seconds: float) -> dict[str, A
         given.write(stdin.encode("utf-8", "replace"))
         given.seek(0)
         with subprocess.Popen(
-            [_INTERPRETER, "-I", "-S", "-B", *arguments],
+            [_INTERPRETER, "-I", "-B", *arguments],
             stdin=given,
             stdout=printed,
             stderr=complained,

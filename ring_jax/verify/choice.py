@@ -16,7 +16,8 @@ _LETTERS = string.ascii_uppercase[:10]
 _ALONE = re.compile(r"\W*(?:(?:option|choice|answer)\W+)?([A-Za-z])\W*")
 # A letter in front of something: "(B) Paris", "B. Paris", "B because ...".
 _LEADING = re.compile(
-    r"[\W_]*(?:\(([A-Za-z])\)|([A-Z])(?:[.):,;]|\s+(?:because|since)\b))"
+    r"[^\w(]*(?:\(([A-Za-z])\)(?!\s*(?:or|and)\b)"
+    r"|([A-Z])(?:[.):,;]|\s+(?:because|since)\b))"
 )
 # Somewhere in prose; only forms that are no words.
 _INSIDE = re.compile(r"\(([A-Z])\)|(?i:option|choice)\s+\(?([A-Z])\b")

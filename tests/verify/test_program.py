@@ -12,6 +12,7 @@ import pytest
 from ring_jax.config import ConfigError
 from ring_jax.jail import JailError
 from ring_jax.verify import Question, Sandbox, grade, program
+from tests.without_namespaces import REFUSING
 
 SUMS = {"tests": [{"input": "1 2\n", "output": "3"}, {"input": "5 -7", "output": "-2"}]}
 ADD = {
@@ -169,18 +170,6 @@ def test_a_breach_refuses_every_program(monkeypatch):
     program.proven_jail.cache_clear()
 
 
-# Becomes root of a user namespace that allows no other, and then runs `ring`.
-WITHOUT_NAMESPACES = f"""
-import os, sys
-user, group = os.geteuid(), os.getegid()
-os.unshare(os.CLONE_NEWUSER)
-for name, text in (
-    ("setgroups", "deny"), ("uid_map", f"0 {{user}} 1"), ("gid_map", f"0 {{group}} 1")
-):
-    open(f"/proc/self/{{name}}", "w").write(text)
-open("/proc/sys/user/max_user_namespaces", "w").write("0")
-os.execv({sys.executable!r}, [{sys.executable!r}, "-m", "ring_jax.cli.main", *sys.argv[1:]])
-"""
 CURATION = """
 from ring_jax.config import CurateConfig, RawSourceConfig, to_config_dict
 
@@ -201,7 +190,7 @@ def test_ring_curate_ends_with_status_2_where_programs_cannot_be_confined(tmp_pa
     config.write_text(CURATION.format(path=str(tmp_path / "raw.jsonl")))
     found = subprocess.run(
         [
-            *(sys.executable, "-c", WITHOUT_NAMESPACES, "curate"),
+            *(sys.executable, "-c", REFUSING, "-m", "ring_jax.cli.main", "curate"),
             *(f"--config={config}", f"--workdir={tmp_path / 'out'}"),
         ],
         capture_output=True,
