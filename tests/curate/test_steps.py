@@ -205,6 +205,14 @@ def test_samples_agree_where_their_verifier_finds_them_equal():
     assert against.reason == "majority_against_answer"
 
 
+def test_programs_are_left_to_their_tests():
+    samples = ["print(1)", "print(2 - 1)", "print(3 - 2)"]
+    row = consistent(samples, reply=samples[0], verifier="program", answer="x")
+    assert isinstance(row, Row)
+    assert row.reply.content == samples[0]
+    assert pass_rate(row) is None
+
+
 def test_a_majority_against_the_gold_answer_turns_the_row_away():
     result = consistent(["1", "1", "1"], answer="2")
     assert isinstance(result, Rejection)
