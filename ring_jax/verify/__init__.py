@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is a reply right? Each row names its verifier; all are pure functions of text."""
 
+from ring_jax.verify.batch import grade_all
 from ring_jax.verify.final_answer import final_answer, split_reasoning
 from ring_jax.verify.grade import (
     COMPARING,
@@ -21,6 +22,7 @@ __all__ = [
     "Verdict",
     "final_answer",
     "grade",
+    "grade_all",
     "most_frequent_answer_score",
     "normalize",
     "split_reasoning",

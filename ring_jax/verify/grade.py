@@ -32,6 +32,8 @@ EXPLAINING = {"program": program.first_failure}
 """Name -> function that returns why a reply is wrong, or nothing."""
 WHOLE_REPLY = frozenset({"number", "choice", "math", "program"})
 """Verifiers that find the answer in a reply by themselves."""
+ISOLATED = frozenset({"math", "program"})
+"""Verifiers that may take long or for ever; a `Sandbox` limits them."""
 COMPARING = frozenset({"number", "choice", "math"})
 """Verifiers that can take the answer of one reply as the gold answer of another."""
 
@@ -54,7 +56,7 @@ def grade(
 
     Args:
       verifier: as in the row: a name of `VERIFIERS` or `EXPLAINING`, or
-        `reasoning_gym/<task>`. `math` can take for ever; ask it through a `Sandbox`.
+        `reasoning_gym/<task>`. those of `ISOLATED` are for a `Sandbox`.
       reply: the generated answer, without reasoning and end token.
       answer: the gold answer of the row.
       metadata: of the row; each verifier reads its own keys.
