@@ -68,20 +68,13 @@ class _Vote:
         self.answers = [final_answer(sample) for sample in samples]
         # The gold answer comes first, so that others are compared with it.
         texts = [*filter(None, [row.answer]), *self.answers, self.said]
-        self._same_as = {self._spelling(text): self._spelling(text) for text in texts}
+        spellings = [_spelling(row, text) for text in texts]
+        self._same_as = dict(zip(spellings, spellings, strict=True))
         self._unsettled = list(self._same_as) if row.verifier in COMPARING else []
-
-    def _spelling(self, text: str) -> str:
-        # `normalize` drops what makes 3/4 of 3.4; a verifier that compares needs it.
-        return (
-            " ".join(text.split())
-            if self.row.verifier in COMPARING
-            else normalize(text)
-        )
 
     def key(self, text: str) -> str:
         """Returns what all texts that say the same have in common."""
-        return self._same_as[self._spelling(text)]
+        return self._same_as[_spelling(self.row, text)]
 
     def questions(self) -> list[Question]:
         """Asks of each text but the first of those not settled: is it the same?"""
@@ -103,6 +96,11 @@ class _Vote:
         pairs = list(zip(others, are_same, strict=True))
         self._same_as |= {text: first for text, is_same in pairs if is_same}
         self._unsettled = [text for text, is_same in pairs if not is_same]
+
+
+def _spelling(row: Row, text: str) -> str:
+    # `normalize` drops what tells 3/4 from 3.4; a verifier that compares needs it.
+    return " ".join(text.split()) if row.verifier in COMPARING else normalize(text)
 
 
 def _unite(votes: Collection[_Vote], sandbox: Sandbox) -> None:
@@ -154,5 +152,6 @@ def pass_rate(row: Row) -> float | None:
     samples = _voters(row)
     if not samples or not row.answer:
         return None
-    gold = normalize(row.answer)
-    return sum(normalize(final_answer(s)) == gold for s in samples) / len(samples)
+    gold = _spelling(row, row.answer)
+    said = [_spelling(row, final_answer(sample)) for sample in samples]
+    return said.count(gold) / len(said)

@@ -2,7 +2,8 @@
 """The system calls that make a jail: mounts, identities, limits.
 
 Source: Linux, man pages user_namespaces(7), mount_namespaces(7), open_tree(2),
-mount_setattr(2) and pivot_root(2). Needs Linux 5.12 (mount_setattr).
+mount_setattr(2) and pivot_root(2). Needs Linux 5.14: mount_setattr (5.12),
+and a limit of threads that counts those of the namespace only.
 """
 
 import contextlib

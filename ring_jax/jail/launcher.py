@@ -33,6 +33,13 @@ _DEVICES = ("null", "zero", "random", "urandom")
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache")
 # The environment's own is a link to it, and is not shown.
 _INTERPRETER = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+_ENVIRONMENT = {
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    # Of a Python that was moved after it was built.
+    "LD_LIBRARY_PATH": f"{sys.base_prefix}/lib",
+    "PATH": "/usr/bin:/bin",
+}
 # What a program says of its own failure; the last lines are enough to tell.
 _MAX_ERROR_BYTES = 2000
 
@@ -107,11 +114,15 @@ def _build(request: Mapping[str, Any], tell: int, go: int) -> None:
     kernel.die_with_parent()  # which a change of user would undo
     if os.getppid() != launcher:
         os._exit(_HAS_TOLD)  # too late to hear of its end
-    kernel.mount_memory(_NEW_ROOT, num_bytes=kernel.SCRATCH_BYTES, num_files=1000)
-    _furnish(pathlib.Path(_NEW_ROOT), folders, devices, request["files"])
+    root = pathlib.Path(_NEW_ROOT)
+    kernel.mount_memory(str(root), num_bytes=kernel.SCRATCH_BYTES, num_files=1000)
+    # Before the rest: Python itself may be installed below /tmp.
+    (root / "tmp").mkdir()
+    scratch = str(root / "tmp")
+    kernel.mount_memory(scratch, num_bytes=kernel.SCRATCH_BYTES, num_files=1000)
+    _furnish(root, folders, devices, request["files"])
     kernel.change_root(_NEW_ROOT)
     kernel.freeze("/")
-    kernel.mount_memory("/tmp", num_bytes=kernel.SCRATCH_BYTES, num_files=1000)
     keeper = os.fork()
     if keeper == 0:
         _end_with(_keep)
@@ -153,8 +164,7 @@ def _furnish(
     for name, tree in devices.items():
         (root / "dev" / name).touch()
         kernel.place(tree, str(root / "dev" / name))
-    for name in ("tmp", "work"):
-        (root / name).mkdir(exist_ok=True)
+    (root / "work").mkdir(exist_ok=True)
     for name, text in files.items():
         (root / "work" / name).write_bytes(text.encode("utf-8", "replace"))
 
@@ -186,7 +196,7 @@ def _run(*, arguments: Sequence[str], stdin: str, seconds: float) -> dict[str, A
             stdout=printed,
             stderr=complained,
             cwd="/tmp",
-            env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"},
+            env=_ENVIRONMENT,
             preexec_fn=lambda: kernel.confine_program(
                 memory_bytes=_memory_bytes(), cpu_seconds=int(seconds) + 1
             ),

@@ -139,7 +139,7 @@ def proven_jail() -> Jail:
 def _refusal(error: JailError) -> ConfigError:
     return ConfigError(
         f"verifier 'program': programs cannot be confined here ({error}), so none is "
-        "run. Allow user namespaces (Linux 5.12 or later; user.max_user_namespaces "
+        "run. Allow user namespaces (Linux 5.14 or later; user.max_user_namespaces "
         "above 0, no seccomp or AppArmor profile against unshare), or keep rows with "
         "programs out."
     )
