@@ -9,6 +9,7 @@ import functools
 import logging
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from ring_jax.config import ConfigError
@@ -22,6 +23,11 @@ _SPACES = re.compile(r"\\[,;:! ]|\\q?quad\b|\\(?:left|right)\b|[\s$]")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s,'-]+[^\W\d_]+)*")
 _FUNCTIONS = re.compile(
     r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:sqrt|pi|infty|sin|cos|tan|ln|log)"
+)
+_RATIONAL = re.compile(
+    r"(?P<sign>-?)(?:\\frac\{(?P<over>\d{1,99})\}\{(?P<under>\d{1,99})\}"
+    r"|(?P<whole>\d{1,99})(?:/(?P<divisor>\d{1,99}))?)",
+    re.ASCII,
 )
 _NAMES = {"pi", "infty", "inf", "infinity"}
 """Words that are numbers."""
@@ -45,6 +51,9 @@ def is_equal(reply: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     gold = boxed_answer(answer) or answer.strip()
     if _canonical(final or text) == _canonical(gold) != "":
         return True
+    value, wanted = _rational(final or text), _rational(gold)
+    if value is not None and wanted is not None:
+        return value == wanted
     if re.fullmatch(r"\(?[A-J]\)?", gold):
         return choice.is_chosen(reply, gold, metadata)
     words = _TEXT.sub(r"\1", gold).strip(" .$")
@@ -53,6 +62,16 @@ def is_equal(reply: str, answer: str, metadata: Mapping[str, Any]) -> bool:
         said = _TEXT.sub(r"\1", final or text)
         return normalize(said) == normalize(words)
     return _is_same_expression(text, final, gold)
+
+
+def _rational(expression: str) -> Fraction | None:
+    """Reads an integer or a fraction: most answers are one, and parsing takes long."""
+    found = _RATIONAL.fullmatch(_canonical(expression))
+    if found is None or int(found["under"] or found["divisor"] or 1) == 0:
+        return None
+    over = int(found["over"] or found["whole"])
+    value = Fraction(over, int(found["under"] or found["divisor"] or 1))
+    return -value if found["sign"] else value
 
 
 def _is_same_expression(text: str, final: str, gold: str) -> bool:

@@ -2,12 +2,14 @@
 """Mathematical answers are compared by meaning, in whatever spelling they come."""
 
 import re
+import sys
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from ring_jax.verify import grade
+from ring_jax.config import ConfigError
+from ring_jax.verify import grade, math_answer
 
 RIGHT = [
     # Fractions and decimals.
@@ -78,6 +80,8 @@ RIGHT = [
 WRONG = [
     (r"\boxed{\frac{1}{3}}", "0.5"),
     (r"\boxed{0.34}", "1/3"),
+    (r"\boxed{1/0}", "0"),
+    (r"\boxed{-\frac{3}{4}}", r"\frac{3}{4}"),
     ("(2,1)", "(1,2)"),
     (r"\boxed{(1,2]}", "(1,2)"),
     (r"\boxed{\{1,2\}}", r"\{1,2,3\}"),
@@ -132,6 +136,8 @@ def test_fractions_are_equal_as_python_finds(one, other):
     answer = rf"\frac{{{one.numerator}}}{{{one.denominator}}}"
     reply = rf"So \boxed{{{other.numerator}/{other.denominator}}}."
     assert is_correct(reply, answer) == (one == other)
+    # As an expression, which the short way for plain fractions does not read.
+    assert is_correct(reply.replace("/", r" \div "), answer) == (one == other)
 
 
 # math-verify's own words for a time limit that it must not set.
@@ -142,11 +148,8 @@ def test_no_signal_is_used(monkeypatch):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    from ring_jax.config import ConfigError
-    from ring_jax.verify import math_answer
-
-    monkeypatch.setitem(__import__("sys").modules, "math_verify", None)
+    monkeypatch.setitem(sys.modules, "math_verify", None)
     math_answer._library.cache_clear()
     with pytest.raises(ConfigError, match=re.escape("ring-jax[curate]")):
-        is_correct("3", "4")
+        is_correct("3", r"\sqrt{4}")
     math_answer._library.cache_clear()

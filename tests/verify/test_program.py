@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -200,25 +199,3 @@ def test_ring_curate_ends_with_status_2_where_programs_cannot_be_confined(tmp_pa
     assert found.returncode == 2, found.stderr
     assert "programs cannot be confined here" in found.stderr.splitlines()[-1]
     assert not ran.exists()
-
-
-@pytest.mark.slow
-def test_ten_thousand_answers_are_graded_by_warm_workers():
-    asked = (
-        Question(
-            verifier="math",
-            reply=rf"So the result is \boxed{{\frac{{{n}}}{{{n + 7}}}}}.",
-            answer=f"{n}/{n + 7}" if n % 3 else f"{n}/{n + 8}",
-            metadata={},
-        )
-        for n in range(10_000)
-    )
-    with Sandbox(
-        num_workers=2, timeout_seconds=30.0, max_memory_bytes=4_000_000_000
-    ) as sandbox:
-        start = time.monotonic()
-        outcomes = [answer.outcome for answer in sandbox.stream(asked)]
-        print(f"{10_000 / (time.monotonic() - start):.0f} answers per second")
-    # 0/7 is 0/8.
-    wanted = ["right" if n % 3 or n == 0 else "wrong" for n in range(10_000)]
-    assert outcomes == wanted
