@@ -43,7 +43,8 @@ def test_a_stream_without_end_is_graded_with_few_held_at_a_time():
 
     def endless() -> Iterator[Question]:
         nonlocal taken
-        for taken in itertools.count(1):
+        while True:
+            taken += 1
             yield Question(verifier="match", reply="4", answer="4", metadata={})
 
     with Sandbox(
