@@ -505,9 +505,27 @@ class RawSourceConfig:
         "alpaca",
         "prompt_completion",
         "preference",
+        "program",
+        "transcript",
+        "tool_query",
         "text",
     ] = "auto"
     """How a record says its conversation; `auto` looks at the names of its fields."""
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Field of the form -> column of the files, where a set has names of its own;
+    `a.b` is the field b of column a. With any, columns that are not named are left
+    out."""
+    only: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Column -> its value, as text, in records that are wanted; others are turned away
+    as `not_selected`."""
+    answer_in: str = ""
+    r"""Column that ends in the gold answer: `\boxed{7}`, `#### 7`, "answer is 7"."""
+    difficulties: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Word of the field `difficulty` -> difficulty from 0 to 1; 0 says nothing."""
+    share: float = 1.0
+    """Of the records of files, drawn by a hash of their place; the rest is not read."""
+    origin: str = ""
+    """Where the files are published; told where they are missing."""
     licence: str = ""
     """SPDX identifier; files must name one (`NOASSERTION` where nobody knows)."""
     version: str = ""
@@ -521,6 +539,15 @@ class RawSourceConfig:
     task: str = ""
     """For packages: as in `SourceConfig`."""
     level: Literal["", "easy", "medium", "hard"] = ""
+
+    def __post_init__(self):
+        if not 0.0 < self.share <= 1.0:
+            raise ConfigError(f"share={self.share} must be above 0 and at most 1.")
+        for word, difficulty in self.difficulties.items():
+            if not 0.0 <= difficulty <= 1.0:
+                raise ConfigError(
+                    f"difficulties.{word}={difficulty} must be from 0 to 1."
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

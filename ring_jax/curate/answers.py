@@ -17,20 +17,29 @@ _BOXED = re.compile(r"\\boxed\s*\{")
 _STATED = re.compile(
     r"(?:final answer|the answer|answer|答案)\s*(?:is|:|=|为|是)+\s*(.+)", re.IGNORECASE
 )
+_MARKED = re.compile(r"^####\s*([-+$]?\d[\d,./]*%?)\s*\Z", re.MULTILINE)
 _THINK = re.compile(r"\A\s*<think>(.*?)</think>", re.DOTALL)
 
 
 def final_answer(text: str) -> str:
-    r"""Returns what a reply answers in the end.
-
-    That is the last `\boxed{...}`, or what follows the last "answer is", or all of it.
-    """
+    """Returns what a reply answers in the end: what it states, or all of it."""
     text = _THINK.sub("", text)
+    return stated_answer(text) or text.strip()
+
+
+def stated_answer(text: str) -> str:
+    r"""Returns the answer that a text ends in; empty where it states none.
+
+    That is the last `\boxed{...}`, else a number behind `####` at the end (as in
+    GSM8K), else what follows the last "answer is".
+    """
     if starts := list(_BOXED.finditer(text)):
         return _in_braces(text, starts[-1].end())
+    if marked := _MARKED.search(text):
+        return marked[1]
     if stated := _STATED.findall(text):
         return stated[-1].strip().rstrip(".").strip("*$ ")
-    return text.strip()
+    return ""
 
 
 def _in_braces(text: str, start: int) -> str:
