@@ -98,10 +98,14 @@ def _with_reply(row: Row, winner: str, label: str, samples: Sequence[str]) -> Ro
     if normalize(final_answer(row.reply.content)) == winner:
         return row
     sample = next(s for s in samples if normalize(final_answer(s)) == winner)
+    return dataclasses.replace(row, messages=(*row.messages[:-1], reply_of(sample)))
+
+
+def reply_of(sample: str) -> Message:
+    """Makes the assistant's turn of a sampled reply, its reasoning apart."""
     found = _THINK.match(sample)
     content = sample[found.end() :] if found else sample
-    reply = Message("assistant", content.strip(), found[1].strip() if found else "")
-    return dataclasses.replace(row, messages=(*row.messages[:-1], reply))
+    return Message("assistant", content.strip(), found[1].strip() if found else "")
 
 
 def pass_rate(row: Row) -> float | None:
