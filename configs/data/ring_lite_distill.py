@@ -41,6 +41,7 @@ from ring_jax.config import (
     ConfigError,
     CurateConfig,
     RawSourceConfig,
+    VerificationConfig,
     to_config_dict,
 )
 
@@ -49,6 +50,8 @@ CONVERTED = ("EricLu", "teknium", "glaiveai", "Salesforce")
 """Owners of sets that are read in the Hub's own Parquet form."""
 MAX_ROW_BYTES = 20_000_000
 """Coding tasks come with their tests: megabytes, where contests judge large inputs."""
+TIMEOUT_SECONDS = 120.0
+"""Of all tests of a program together."""
 
 REASONING = {
     # open-r1/OpenR1-Math-220k: problem, solution, answer, generations, messages, ...;
@@ -435,6 +438,7 @@ def get_config(argument: str = "reasoning:raw"):
         CurateConfig(
             sources={name: _below(root or "raw", sources[name]) for name in chosen},
             max_row_bytes=MAX_ROW_BYTES,
+            verification=VerificationConfig(timeout_seconds=TIMEOUT_SECONDS),
         )
     )
 

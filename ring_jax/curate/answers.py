@@ -17,29 +17,20 @@ _BOXED = re.compile(r"\\boxed\s*\{")
 _STATED = re.compile(
     r"(?:final answer|the answer|answer|答案)\s*(?:is|:|=|为|是)+\s*(.+)", re.IGNORECASE
 )
-_MARKED = re.compile(r"^####\s*([-+$]?\d[\d,./]*%?)\s*\Z", re.MULTILINE)
 _THINK = re.compile(r"\A\s*<think>(.*?)</think>", re.DOTALL)
 
 
 def final_answer(text: str) -> str:
-    """Returns what a reply answers in the end: what it states, or all of it."""
-    text = _THINK.sub("", text)
-    return stated_answer(text) or text.strip()
+    r"""Returns what a reply answers in the end.
 
-
-def stated_answer(text: str) -> str:
-    r"""Returns the answer that a text ends in; empty where it states none.
-
-    That is the last `\boxed{...}`, else a number behind `####` at the end (as in
-    GSM8K), else what follows the last "answer is".
+    That is the last `\boxed{...}`, or what follows the last "answer is", or all of it.
     """
+    text = _THINK.sub("", text)
     if starts := list(_BOXED.finditer(text)):
         return _in_braces(text, starts[-1].end())
-    if marked := _MARKED.search(text):
-        return marked[1]
     if stated := _STATED.findall(text):
         return stated[-1].strip().rstrip(".").strip("*$ ")
-    return ""
+    return text.strip()
 
 
 def _in_braces(text: str, start: int) -> str:
@@ -98,14 +89,10 @@ def _with_reply(row: Row, winner: str, label: str, samples: Sequence[str]) -> Ro
     if normalize(final_answer(row.reply.content)) == winner:
         return row
     sample = next(s for s in samples if normalize(final_answer(s)) == winner)
-    return dataclasses.replace(row, messages=(*row.messages[:-1], reply_of(sample)))
-
-
-def reply_of(sample: str) -> Message:
-    """Makes the assistant's turn of a sampled reply, its reasoning apart."""
     found = _THINK.match(sample)
     content = sample[found.end() :] if found else sample
-    return Message("assistant", content.strip(), found[1].strip() if found else "")
+    reply = Message("assistant", content.strip(), found[1].strip() if found else "")
+    return dataclasses.replace(row, messages=(*row.messages[:-1], reply))
 
 
 def pass_rate(row: Row) -> float | None:

@@ -103,8 +103,12 @@ class ChatServer:
         self, job: _Job, sampling: TeacherSamplingConfig, stop: threading.Event
     ) -> None:
         config = self._config
-        asked = dataclasses.asdict(sampling)
-        asked["seed"] += job.number
+        asked = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed + job.number,
+        }
         body = {
             "model": config.model,
             "messages": [{"role": "user", "content": job.prompt}],

@@ -4,14 +4,17 @@
 So that a new set is a few lines of a config, and no code of its own.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ring_jax.config import ConfigError, RawSourceConfig
-from ring_jax.curate.answers import stated_answer
+from ring_jax.curate.answers import final_answer
 from ring_jax.curate.rows import RawRecord, Rejection, excerpt
 
 STEP = "normalise"
+
+_MARKED = re.compile(r"^####[ \t]*(\S.*?)\s*\Z", re.MULTILINE)
 
 
 def columns_of(config: RawSourceConfig) -> tuple[str, ...]:
@@ -46,7 +49,7 @@ def take_columns(
         taken = {ours: value for ours, value in found.items() if value is not None}
     if config.answer_in and "answer" not in taken:
         text = _find(record.fields, config.answer_in)
-        if isinstance(text, str) and (answer := stated_answer(text)):
+        if isinstance(text, str) and (answer := gold_answer(text)):
             taken["answer"] = answer
     if config.difficulties and "difficulty" in taken:
         taken["difficulty"] = _grade(str(taken["difficulty"]), config, record.where)
@@ -69,3 +72,15 @@ def _grade(word: str, config: RawSourceConfig, where: str) -> float:
             f"{where}: difficulty={word!r} is none of {sorted(config.difficulties)}."
         )
     return config.difficulties[word]
+
+
+def gold_answer(solution: str) -> str:
+    """Returns the answer that a solution ends in; empty where it states none.
+
+    That is what follows `####` in its last line, as in GSM8K, or `final_answer`.
+    """
+    if marked := _MARKED.search(solution):
+        return marked[1]
+    answer = final_answer(solution)
+    # All of a solution is no answer.
+    return "" if answer == solution.strip() else answer

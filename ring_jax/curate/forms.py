@@ -190,7 +190,7 @@ def _from_alpaca(fields: Fields, where: str) -> dict[str, Any]:
         asked += "\n\n" + _string(fields, "input", where)
     messages = [
         Message("user", asked),
-        _assistant(_string(fields, "output", where), where),
+        read_reply(_string(fields, "output", where)),
     ]
     messages = _with_system(fields, messages, where)
     return {**_lifted(fields, where), "messages": messages}
@@ -281,7 +281,7 @@ def _turns(fields: Fields, name: str, role: str, where: str) -> list[Message]:
     if isinstance(value, list):
         return _messages(value, where)
     text = _string(fields, name, where)
-    return [Message("user", text) if role == "user" else _assistant(text, where)]
+    return [Message("user", text) if role == "user" else read_reply(text)]
 
 
 def _messages(turns: Any, where: str) -> list[Message]:
@@ -320,7 +320,7 @@ def _message(turn: Any, where: str, *, role: str, content: str) -> Message:
     reasoning = turn.get("think") or turn.get("reasoning_content") or ""
     if not isinstance(reasoning, str):
         raise ConfigError(f"{where}: reasoning {reasoning!r:.80} must be a string.")
-    reply = _assistant(text, where)
+    reply = read_reply(text)
     return dataclasses.replace(
         reply,
         think=reasoning or reply.think,
@@ -328,8 +328,8 @@ def _message(turn: Any, where: str, *, role: str, content: str) -> Message:
     )
 
 
-def _assistant(text: str, where: str) -> Message:
-    del where
+def read_reply(text: str) -> Message:
+    """Makes the assistant's turn of a reply, the reasoning at its start apart."""
     if (found := _THINK.match(text)) and found[1].strip():
         return Message("assistant", text[found.end() :].strip(), think=found[1].strip())
     if (found := _THOUGHT.match(text)) and found[1].strip():

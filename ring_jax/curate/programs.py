@@ -10,9 +10,9 @@ A record of the form `program` has
   tests, more_tests, generated_tests
                  inputs and outputs, as lists of pairs or a pair of lists
 
-and ends with `metadata.tests`, a list of tests: `{"input": text, "output": text}` for a
-program that reads and writes, `{"function": name, "arguments": [...], "output": value}`
-for a function that is called.
+and ends with what the verifier `program` reads: `metadata.tests`, a list of
+`{"input": text, "output": text}`. Where a function is called, `metadata.function` names
+it, an input is one JSON value a line (its arguments), and the output is JSON.
 """
 
 import json
@@ -52,7 +52,14 @@ def as_completion(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     if tests:
         taken["metadata"] = {**taken.get("metadata", {}), "tests": tests}
         taken["answer"] = f"{len(tests)} tests"
+        if function := _function(fields, where):
+            taken["metadata"]["function"] = function
     return taken
+
+
+def _function(fields: Mapping[str, Any], where: str) -> str:
+    tests = _parsed(fields.get("tests") or [], where, "tests")
+    return tests.get("fn_name") or "" if isinstance(tests, Mapping) else ""
 
 
 def _code(value: Any) -> str:
@@ -91,17 +98,30 @@ def _tests(tests: Any, where: str, name: str) -> Iterator[dict[str, Any]]:
         outputs = tests.get("outputs", tests.get("output"))
         if not _are_paired(inputs, outputs):
             raise ConfigError(f"{where}: {name} has no output for each input.")
-        function = tests.get("fn_name")
+        if tests.get("fn_name"):
+            yield from _calls(inputs, outputs, where, name)
+            return
         for given, expected in zip(inputs, outputs, strict=True):
-            if function:
-                yield {"function": function, "arguments": given, "output": expected}
-            else:
-                yield {"input": _text(given), "output": _text(expected)}
+            yield {"input": _text(given), "output": _text(expected)}
         return
     for test in tests:
         if not isinstance(test, Mapping) or not {"input", "output"} <= set(test):
             raise ConfigError(f"{where}: test {test!r:.80} needs input and output.")
         yield {"input": _text(test["input"]), "output": _text(test["output"])}
+
+
+def _calls(
+    inputs: Sequence[Any], outputs: Sequence[Any], where: str, name: str
+) -> Iterator[dict[str, str]]:
+    """Writes calls of a function as text: arguments line by line, and the value."""
+    if not all(isinstance(arguments, list) for arguments in inputs):
+        raise ConfigError(f"{where}: {name} has arguments that are no lists.")
+    # APPS wraps values in a list, for some of its sources and then in all tests.
+    if all(isinstance(value, list) and len(value) == 1 for value in outputs):
+        outputs = [value for (value,) in outputs]
+    for arguments, value in zip(inputs, outputs, strict=True):
+        given = "\n".join(json.dumps(argument) for argument in arguments)
+        yield {"input": given, "output": json.dumps(value)}
 
 
 def _are_paired(inputs: Any, outputs: Any) -> bool:

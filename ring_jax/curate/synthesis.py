@@ -20,6 +20,7 @@ Source: arXiv:2504.07158, section on data synthesis.
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -39,11 +40,11 @@ from ring_jax.config import (
     TeacherConfig,
     TeacherSamplingConfig,
 )
-from ring_jax.curate.answers import keep_consistent, pass_rate, reply_of
+from ring_jax.curate.answers import keep_consistent, pass_rate
 from ring_jax.curate.chat_server import ChatServer
 from ring_jax.curate.difficulty import band
 from ring_jax.curate.files import agree_on_plan, own_folder, write_whole
-from ring_jax.curate.forms import normalise
+from ring_jax.curate.forms import normalise, read_reply
 from ring_jax.curate.journal import Journal
 from ring_jax.curate.quarantine import rejection_to_json
 from ring_jax.curate.read import OpenSource, open_source
@@ -53,6 +54,8 @@ from ring_jax.data.schema import Message, Row, row_to_json
 
 Generate = Callable[[Sequence[str], TeacherSamplingConfig], list[str]]
 """Prompts and sampling -> one text for each prompt, in order."""
+Vote = Callable[[Sequence[Row]], Sequence[Row | Rejection]]
+"""Rows with `metadata.samples` -> each with its majority's answer, or turned away."""
 
 PROBLEMS = "problems.jsonl"
 REJECTED = "rejected.jsonl"
@@ -99,7 +102,7 @@ def synthesise(
         with Journal(folder / JOURNAL) as journal:
             teacher = open_teacher(config.teacher, journal)
             with _Output(folder) as output:
-                _run(config, opened, teacher, output)
+                _run(config, opened, teacher, _make_vote(config), output)
         summary = {
             "ring_jax": __version__,
             "model": config.teacher.model,
@@ -114,6 +117,12 @@ def synthesise(
         }
         write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _make_vote(config: SynthesisConfig) -> Vote:
+    # Every solution counts, and an empty one is for no answer.
+    majority = ConsistencyConfig(min_samples=1, min_agreement=config.min_agreement)
+    return functools.partial(keep_consistent, config=majority)
 
 
 def _plan(config: SynthesisConfig, opened: Sequence[OpenSource]) -> dict[str, Any]:
@@ -170,6 +179,7 @@ def _run(
     config: SynthesisConfig,
     opened: Sequence[OpenSource],
     generate: Generate,
+    vote: Vote,
     output: _Output,
 ) -> None:
     known: set[str] = set()
@@ -177,13 +187,13 @@ def _run(
     if not seeds:
         raise ConfigError(f"seeds {sorted(config.seeds)} hold no problem.")
     if config.answer_seeds == "yes":
-        for _ in _solved(config, seeds, generate, output, part="seeds"):
+        for _ in _solved(config, seeds, generate, vote, output, part="seeds"):
             pass
     for number in range(1, config.num_rounds + 1):
         part = f"round {number}"
         candidates = _proposed(config, seeds, generate, output, known=known)
         named = (_new_row(config, text, seed, number) for text, seed in candidates)
-        seeds = list(_solved(config, named, generate, output, part=part))
+        seeds = list(_solved(config, named, generate, vote, output, part=part))
         logging.info("synthesise: %s, %d problems accepted", part, len(seeds))
         if not seeds:
             return
@@ -288,7 +298,7 @@ def _proposed(
 
 def read_problem(reply: str) -> str:
     """Finds the problem in a teacher's reply; empty where there is none, or two."""
-    found = _PROBLEM.findall(reply_of(reply).content)
+    found = _PROBLEM.findall(read_reply(reply).content)
     return found[0].strip() if len(found) == 1 else ""
 
 
@@ -336,6 +346,7 @@ def _solved(
     config: SynthesisConfig,
     problems: Iterable[Row],
     generate: Generate,
+    vote: Vote,
     output: _Output,
     *,
     part: str,
@@ -349,32 +360,32 @@ def _solved(
             for _ in range(num)
         ]
         replies = generate(prompts, config.solution_sampling)
-        for problem, samples in zip(
-            batch, itertools.batched(replies, num), strict=True
-        ):
-            judged = agree(config, problem, samples)
+        solutions = zip(batch, itertools.batched(replies, num), strict=True)
+        tried = [_try(config, problem, samples) for problem, samples in solutions]
+        voted = iter(vote([row for row in tried if isinstance(row, Row)]))
+        for row in tried:
+            judged = row if isinstance(row, Rejection) else next(voted)
             if isinstance(judged, Rejection):
                 output.reject(judged)
             else:
-                output.accept(judged, part)
+                output.accept(_graded(judged), part)
                 yield _without_reply(judged)
 
 
-def agree(
+def _try(
     config: SynthesisConfig, problem: Row, samples: Sequence[str]
 ) -> Row | Rejection:
-    """Makes a row of a problem whose solutions agree, graded by how many do.
+    """Makes a row of a problem and its solutions, with the first one as the reply.
 
-    The row replies with the first solution of the majority, and says in its metadata
-    which model and sampling made it.
+    Its metadata say which model and which sampling made them.
     """
-    whole = [sample for sample in samples if reply_of(sample).content]
+    whole = [reply for reply in map(read_reply, samples) if reply.content.strip()]
     if not whole:
         detail = f"all {len(samples)} solutions are empty, or reasoning alone"
         return reject(problem, step="solve", reason="no_solution", detail=detail)
-    row = dataclasses.replace(
+    return dataclasses.replace(
         problem,
-        messages=(*problem.messages[:-1], reply_of(whole[0])),
+        messages=(*problem.messages[:-1], whole[0]),
         verifier=problem.verifier or config.verifier,
         metadata={
             **problem.metadata,
@@ -383,11 +394,9 @@ def agree(
             "sampling": dataclasses.asdict(config.solution_sampling),
         },
     )
-    # Every solution counts, and an empty one is for no answer.
-    vote = ConsistencyConfig(min_samples=1, min_agreement=config.min_agreement)
-    (judged,) = keep_consistent([row], config=vote)
-    if isinstance(judged, Rejection):
-        return judged
-    rate = pass_rate(judged)
+
+
+def _graded(row: Row) -> Row:
+    rate = pass_rate(row)
     assert rate is not None  # it has samples and an answer
-    return dataclasses.replace(judged, difficulty=round(1.0 - rate, 4))
+    return dataclasses.replace(row, difficulty=round(1.0 - rate, 4))

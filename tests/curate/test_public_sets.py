@@ -364,7 +364,7 @@ SETS = {
                 "question": "Write a function that adds.",
                 "solutions": json.dumps(["def add(a, b):\n    return a + b"]),
                 "input_output": json.dumps(
-                    {"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}
+                    {"fn_name": "add", "inputs": [[1, 2]], "outputs": [[3]]}
                 ),
                 "difficulty": "introductory",
                 "url": "https://example.org/12",
@@ -377,7 +377,8 @@ SETS = {
             "verifier": "program",
             "licence": "MIT",
             "metadata": {
-                "tests": [{"function": "add", "arguments": [1, 2], "output": 3}]
+                "tests": [{"input": "1\n2", "output": "3"}],
+                "function": "add",
             },
         },
     ),
