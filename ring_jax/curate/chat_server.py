@@ -240,16 +240,16 @@ def _run_all(
         threading.Thread(target=_work, args=(run, waiting, ended, stop), daemon=True)
         for _ in range(min(num_threads, len(jobs)))
     ]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for _ in jobs:
             if error := ended.get():
                 raise error
     finally:
         stop.set()
         until = time.monotonic() + GRACE_SECONDS
-        for thread in threads:
+        for thread in filter(threading.Thread.is_alive, threads):
             thread.join(max(0.0, until - time.monotonic()))
 
 

@@ -7,8 +7,10 @@ import dataclasses
 import hashlib
 import http.server
 import json
+import os
 import pathlib
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -421,6 +423,24 @@ def test_an_interrupted_synthesis_asks_only_for_what_it_lacks(
     asked = len(server.asked)
     synthesise(config, out)
     assert len(server.asked) == asked, "a finished folder asks nothing"
+
+
+def test_answers_under_way_at_an_interruption_are_kept(make_config, server, tmp_path):
+    def interrupt(number: int, body: dict) -> None:
+        if number == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)  # this answer comes when the work has ended
+
+    server.misbehave = interrupt
+    config = make_config(teacher=teacher(server, num_parallel=3), **SMALL)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        synthesise(config, out)
+    assert len(read(out, "journal.jsonl")) == len(server.asked) > 10
+    synthesise(config, out)
+    assert len(server.asked) == len(read(out, "journal.jsonl"))
+    synthesise(make_config(**SMALL), tmp_path / "plain", open_teacher=open_adder)
+    assert results(out) == results(tmp_path / "plain")
 
 
 def test_a_server_that_stays_broken_ends_the_work_and_keeps_its_answers(
