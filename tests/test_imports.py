@@ -30,6 +30,7 @@ OPTIONAL = {
     "bfcl_eval",
     "chatterbot_corpus",
     "countryinfo",
+    "math_verify",
     "mlx",
     "mlx_lm",
     "periodictable",

@@ -126,18 +126,20 @@ def _steps(
         index = contamination.build_index(evaluation_sets, config=config.contamination)
         find = functools.partial(contamination.find_contamination, index=index)
         yield contamination.STEP, find
+    settings = config.verification
+    sandbox = stack.enter_context(  # its workers start when they are first asked
+        Sandbox(
+            num_workers=settings.num_workers,
+            timeout_seconds=settings.timeout_seconds,
+            max_memory_bytes=settings.max_memory_bytes,
+        )
+    )
     if config.consistency.check == "drop":
-        agree = functools.partial(answers.keep_consistent, config=config.consistency)
+        agree = functools.partial(
+            answers.keep_consistent, sandbox=sandbox, config=config.consistency
+        )
         yield answers.STEP, agree
     if config.verification.check == "drop":
-        settings = config.verification
-        sandbox = stack.enter_context(
-            Sandbox(
-                num_workers=settings.num_workers,
-                timeout_seconds=settings.timeout_seconds,
-                max_memory_bytes=settings.max_memory_bytes,
-            )
-        )
         judge = functools.partial(verification.verify, sandbox=sandbox, config=settings)
         yield verification.STEP, judge
     yield (

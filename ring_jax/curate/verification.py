@@ -4,10 +4,9 @@
 from collections.abc import Sequence
 
 from ring_jax.config import VerificationConfig
-from ring_jax.curate.answers import final_answer
 from ring_jax.curate.rows import Rejection, reject
 from ring_jax.data.schema import Row
-from ring_jax.verify import Answer, Question, Sandbox
+from ring_jax.verify import WHOLE_REPLY, Answer, Question, Sandbox, final_answer
 
 STEP = "verification"
 REASONS = {
@@ -32,7 +31,7 @@ def verify(
     again = [
         number
         for number, answer in zip(asked, answers, strict=True)
-        if answer.outcome == "wrong" and _said(rows[number]) != _ended(rows[number])
+        if answer.outcome == "wrong" and _has_other_end(rows[number])
     ]
     second = dict(
         zip(
@@ -65,6 +64,10 @@ def _said(row: Row) -> str:
         f"<tool_call>{call.to_json()}</tool_call>" for call in row.reply.tool_calls
     ]
     return "".join([row.reply.content, *calls])
+
+
+def _has_other_end(row: Row) -> bool:
+    return row.verifier not in WHOLE_REPLY and _said(row) != _ended(row)
 
 
 def _ended(row: Row) -> str:

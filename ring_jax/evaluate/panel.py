@@ -16,14 +16,14 @@ from typing import Any
 import jax
 from absl import logging
 
-from ring_jax.config import ConfigError, RunConfig
+from ring_jax.config import ConfigError, RunConfig, VerificationConfig
 from ring_jax.data.chat import parse_reply, prompt_text, render_prompt
 from ring_jax.data.prepared import PreparedData
 from ring_jax.data.schema import Row
 from ring_jax.evaluate.heldout_loss import HeldoutLoss
 from ring_jax.generate import Completion, Engine
 from ring_jax.model import Transformer
-from ring_jax.verify import grade, most_frequent_answer_score
+from ring_jax.verify import Question, grade_all, most_frequent_answer_score
 
 
 class Panel:
@@ -83,34 +83,45 @@ class Panel:
         ]
         completions = engine.generate([item.prompt_ids for _, item in asked])
         graded: dict[str, list[dict[str, Any]]] = {source: [] for source in self._items}
-        for (source, item), completion in zip(asked, completions, strict=True):
-            sample = grade_completion(item.row, completion)
+        samples = grade_completions([item.row for _, item in asked], completions)
+        for (source, item), sample in zip(asked, samples, strict=True):
             graded[source].append({**sample, "prompt": item.prompt})
         return graded
 
 
-def grade_completion(row: Row, completion: Completion) -> dict[str, Any]:
-    """Grades what was said to a held-out row, as `samples/<stage>.jsonl` keeps it."""
-    reply = parse_reply(completion.text)
-    verdict = grade(
-        verifier=row.verifier,
-        reply=reply.answer,
-        answer=row.answer,
-        metadata=row.metadata,
-    )
-    return {
-        "source": row.source,
-        "domain": row.domain,
-        "task": row.task,
-        "level": row.level,
-        "output": completion.text,
-        "answer": row.answer,
-        "extracted": verdict.extracted,
-        "correct": verdict.is_correct,
-        "well_formed": reply.is_well_formed,
-        "num_tokens": len(completion.ids),
-        "stop_reason": completion.stop_reason,
-    }
+def grade_completions(
+    rows: Sequence[Row], completions: Sequence[Completion]
+) -> list[dict[str, Any]]:
+    """Grades what was said to held-out rows, as `samples/<stage>.jsonl` keeps it."""
+    replies = [parse_reply(completion.text) for completion in completions]
+    questions = [
+        Question(
+            verifier=row.verifier,
+            reply=reply.answer,
+            answer=row.answer,
+            metadata=row.metadata,
+        )
+        for row, reply in zip(rows, replies, strict=True)
+    ]
+    verdicts = grade_all(questions, config=VerificationConfig())
+    return [
+        {
+            "source": row.source,
+            "domain": row.domain,
+            "task": row.task,
+            "level": row.level,
+            "output": completion.text,
+            "answer": row.answer,
+            "extracted": reply.answer.strip(),
+            "correct": verdict.outcome == "right",
+            "well_formed": reply.is_well_formed,
+            "num_tokens": len(completion.ids),
+            "stop_reason": completion.stop_reason,
+        }
+        for row, completion, reply, verdict in zip(
+            rows, completions, replies, verdicts, strict=True
+        )
+    ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is a reply right? Each row names its verifier; all are pure functions of text."""
 
-from ring_jax.verify.grade import Verdict, grade, most_frequent_answer_score
+from ring_jax.verify.batch import grade_all
+from ring_jax.verify.final_answer import final_answer, split_reasoning
+from ring_jax.verify.grade import (
+    COMPARING,
+    WHOLE_REPLY,
+    Verdict,
+    grade,
+    most_frequent_answer_score,
+)
 from ring_jax.verify.match import normalize
 from ring_jax.verify.sandbox import Answer, Question, Sandbox
 
 __all__ = [
+    "COMPARING",
+    "WHOLE_REPLY",
     "Answer",
     "Question",
     "Sandbox",
     "Verdict",
+    "final_answer",
     "grade",
+    "grade_all",
     "most_frequent_answer_score",
     "normalize",
+    "split_reasoning",
 ]

@@ -7,15 +7,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ring_jax.config import ConfigError
-from ring_jax.verify import constraints, match, reasoning, tool_call
+from ring_jax.verify import (
+    choice,
+    constraints,
+    match,
+    math_answer,
+    number,
+    program,
+    reasoning,
+    tool_call,
+)
 
 REASONING_PREFIX = "reasoning_gym/"
 VERIFIERS = {
     "match": match.is_match,
+    "number": number.is_number,
+    "choice": choice.is_chosen,
+    "math": math_answer.is_equal,
     "constraints": constraints.are_met,
     "tool_call": tool_call.is_accepted,
 }
 """Name -> function of reply, answer and metadata; beside `reasoning_gym/<task>`."""
+EXPLAINING = {"program": program.first_failure}
+"""Name -> function that returns why a reply is wrong, or nothing."""
+WHOLE_REPLY = frozenset({"number", "choice", "math", "program"})
+"""Verifiers that find the answer in a reply by themselves."""
+ISOLATED = frozenset({"math", "program"})
+"""Verifiers that may take long or for ever; a `Sandbox` limits them."""
+COMPARING = frozenset({"number", "choice", "math"})
+"""Verifiers that can take the answer of one reply as the gold answer of another."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,6 +45,8 @@ class Verdict:
     is_correct: bool
     extracted: str
     """What was compared: the reply without white space around it."""
+    detail: str = ""
+    """Why a reply is wrong, where its verifier can tell."""
 
 
 def grade(
@@ -33,14 +55,14 @@ def grade(
     """Grades the answer part of a reply; never raises because of what a reply says.
 
     Args:
-      verifier: as in the row: `match`, `constraints`, `tool_call` or
-        `reasoning_gym/<task>`.
+      verifier: as in the row: a name of `VERIFIERS` or `EXPLAINING`, or
+        `reasoning_gym/<task>`. those of `ISOLATED` are for a `Sandbox`.
       reply: the generated answer, without reasoning and end token.
       answer: the gold answer of the row.
       metadata: of the row; each verifier reads its own keys.
 
     Raises:
-      ConfigError: there is no such verifier.
+      ConfigError: there is no such verifier, or it cannot work here.
     """
     extracted = reply.strip()
     if not extracted:
@@ -48,8 +70,11 @@ def grade(
     if verifier.startswith(REASONING_PREFIX):
         task = verifier.removeprefix(REASONING_PREFIX)
         return Verdict(reasoning.is_solved(task, extracted, metadata), extracted)
+    if verifier in EXPLAINING:
+        failure = EXPLAINING[verifier](extracted, answer, metadata)
+        return Verdict(not failure, extracted, failure)
     if verifier not in VERIFIERS:
-        known = [*VERIFIERS, f"{REASONING_PREFIX}<task>"]
+        known = [*VERIFIERS, *EXPLAINING, f"{REASONING_PREFIX}<task>"]
         raise ConfigError(f"verifier={verifier!r} must be one of {known}.")
     return Verdict(VERIFIERS[verifier](extracted, answer, metadata), extracted)
 

@@ -6,6 +6,7 @@ started, and a new worker takes the next row. Verdicts come in the order of the 
 whatever the number of workers.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -16,8 +17,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, Self
 
 import ring_jax
@@ -54,6 +55,8 @@ class Sandbox:
         self._max_memory_bytes = max_memory_bytes
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(num_workers)
+        # One row may take its whole time: the other workers go on meanwhile.
+        self._max_waiting = 256 * num_workers
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +68,17 @@ class Sandbox:
 
     def grade(self, questions: Iterable[Question]) -> list[Answer]:
         """Grades each question within the limits; answers in the same order."""
-        return list(self._threads.map(self._grade_one, questions))
+        return list(self.stream(questions))
+
+    def stream(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """Grades as `grade` does, and holds a bounded number of questions at a time."""
+        waiting: collections.deque[Future[Answer]] = collections.deque()
+        for question in questions:
+            waiting.append(self._threads.submit(self._grade_one, question))
+            if len(waiting) >= self._max_waiting:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
     def _grade_one(self, question: Question) -> Answer:
         # As many threads as workers: a thread without an idle worker may start one.
@@ -115,7 +128,7 @@ class _Worker:
         verdict = json.loads(line)
         if "error" in verdict:
             return Answer("error", verdict["error"])
-        return Answer("right" if verdict["correct"] else "wrong")
+        return Answer("right" if verdict["correct"] else "wrong", verdict["detail"])
 
     def _prepare(self, family: str) -> None:
         line = self._exchange(_line({"prepare": family}), _START_SECONDS)
@@ -124,7 +137,7 @@ class _Worker:
             self.kill()
             raise ConfigError(
                 f"verification: a worker for {family!r} does not start "
-                f"({reply['error']}); install what it needs, or raise "
+                f"({reply['error'].rstrip('.')}); install what it needs, or raise "
                 "verification.max_memory_bytes."
             )
         self._prepared.add(family)

@@ -17,9 +17,11 @@ import socket
 import sys
 
 from ring_jax.config import ConfigError
+from ring_jax.jail import JailLostError
+from ring_jax.verify import program
 from ring_jax.verify.grade import grade
 
-PACKAGES = {"reasoning_gym": "reasoning_gym"}
+PACKAGES = {"reasoning_gym": "reasoning_gym", "math": "math_verify"}
 """Family of verifiers -> the package that it needs, which takes seconds to import."""
 
 _CLONE_NEWUSER = 0x10000000
@@ -46,7 +48,9 @@ def main(max_memory_bytes: int) -> None:
     with open(os.devnull, "r+b") as null:
         os.dup2(null.fileno(), 0)
         os.dup2(null.fileno(), 1)
-    limit(max_memory_bytes)
+    limit_memory(max_memory_bytes)
+    program.start_jail()  # its processes have rights that are gone after the next line
+    limit_rights()
     for line in requests:
         print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
 
@@ -61,35 +65,42 @@ def _answer(request: dict) -> dict:
             answer=request["answer"],
             metadata=request["metadata"],
         )
+    except JailLostError:
+        raise  # this worker cannot make another, so that it ends
     except ConfigError as error:
         return {"error": str(error)}
     except MemoryError:
         return {"error": "memory: it asked for more than max_memory_bytes"}
     except _FAILURES as bad:
         return {"error": f"{type(bad).__name__}: {bad}"}
-    return {"correct": verdict.is_correct}
+    return {"correct": verdict.is_correct, "detail": verdict.detail}
 
 
 def _prepare(family: str) -> dict:
     try:
+        if family == "program":
+            program.proven_jail()
         importlib.import_module(PACKAGES.get(family, "json"))
+    except ConfigError as error:
+        return {"error": str(error)}
     except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return {"ready": True}
 
 
-def limit(max_memory_bytes: int) -> None:
-    """Takes away memory beyond the limit, files that grow, core dumps and the network.
+def limit_memory(max_memory_bytes: int) -> None:
+    """Takes away memory beyond the limit, from this process and those it starts."""
+    resource.setrlimit(resource.RLIMIT_AS, (max_memory_bytes, max_memory_bytes))
+
+
+def limit_rights() -> None:
+    """Takes away files that grow, core dumps and the network.
 
     The network namespace is empty where the kernel allows a process to make one;
     everywhere, Python's sockets refuse.
     """
-    for kind, size in (
-        (resource.RLIMIT_AS, max_memory_bytes),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(kind, (size, size))
+    for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+        resource.setrlimit(kind, (0, 0))
     # A killed parent leaves no worker behind.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

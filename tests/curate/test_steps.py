@@ -13,13 +13,14 @@ from ring_jax.config import (
     ScreenConfig,
     TaxonomyConfig,
 )
-from ring_jax.curate.answers import final_answer, keep_consistent, pass_rate
+from ring_jax.curate.answers import keep_consistent, pass_rate
 from ring_jax.curate.difficulty import BANDS, band, grade_difficulty
 from ring_jax.curate.purify import purify
 from ring_jax.curate.rows import Rejection
 from ring_jax.curate.screen import screen
 from ring_jax.curate.taxonomy import gaps, load_taxonomy, tag
 from ring_jax.data.schema import Message, Row
+from ring_jax.verify import Sandbox, final_answer
 
 
 def make_row(prompt: str, reply: str, think: str = "", **more) -> Row:
@@ -167,7 +168,10 @@ def test_the_last_answer_counts(text, answer):
 
 def consistent(samples, reply="1", **more):
     row = make_row("q", reply, metadata={"samples": samples}, **more)
-    return keep_consistent([row], config=ConsistencyConfig())[0]
+    with Sandbox(
+        num_workers=1, timeout_seconds=30.0, max_memory_bytes=4_000_000_000
+    ) as sandbox:
+        return keep_consistent([row], sandbox=sandbox, config=ConsistencyConfig())[0]
 
 
 def test_a_row_stays_when_more_than_half_of_its_samples_agree():
@@ -185,6 +189,28 @@ def test_the_majority_is_the_label_and_gives_the_reply():
     assert isinstance(row, Row)
     assert row.answer == "4"
     assert (row.reply.think, row.reply.content) == ("2 + 2", "The answer is 4.")
+
+
+def test_samples_agree_where_their_verifier_finds_them_equal():
+    samples = [r"\boxed{\frac{3}{4}}", "The answer is 0.75.", "3.4", "It is 3/4", "1"]
+    row = consistent(samples, reply="3.4", verifier="math")
+    assert isinstance(row, Row)
+    assert row.answer == r"\frac{3}{4}"
+    assert row.reply.content == samples[0]
+    assert row.metadata["pass_rate"] == 0.6
+    as_text = consistent(samples, reply="3.4", verifier="match")
+    assert isinstance(as_text, Rejection)
+    against = consistent(samples, answer="3.4", verifier="number")
+    assert isinstance(against, Rejection)
+    assert against.reason == "majority_against_answer"
+
+
+def test_programs_are_left_to_their_tests():
+    samples = ["print(1)", "print(2 - 1)", "print(3 - 2)"]
+    row = consistent(samples, reply=samples[0], verifier="program", answer="x")
+    assert isinstance(row, Row)
+    assert row.reply.content == samples[0]
+    assert pass_rate(row) is None
 
 
 def test_a_majority_against_the_gold_answer_turns_the_row_away():

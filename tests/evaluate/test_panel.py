@@ -32,7 +32,7 @@ from ring_jax.data.schema import Message
 from ring_jax.data.sources import SourceRows
 from ring_jax.evaluate import Panel, panel_table
 from ring_jax.evaluate.heldout_loss import HeldoutLoss
-from ring_jax.evaluate.panel import grade_completion
+from ring_jax.evaluate.panel import grade_completions
 from ring_jax.generate import Completion
 from ring_jax.model import Transformer, init_transformer
 
@@ -125,11 +125,22 @@ def test_gold_replies_are_right_and_well_formed(data):
             prompt = chat.render_prompt(row, data.tokenizer, template="ring")
             ids = rendered.ids[len(prompt) :].tolist()
             said = Completion(ids, data.tokenizer.decode(ids), "stop")
-            sample = grade_completion(row, said)
+            (sample,) = grade_completions([row], [said])
             assert sample["correct"] and sample["well_formed"], row.id
             # Without its end token it may be right, but was not brought to its end.
             cut = Completion(ids[:-1], data.tokenizer.decode(ids[:-1]), "length")
-            assert not grade_completion(row, cut)["well_formed"]
+            assert not grade_completions([row], [cut])[0]["well_formed"]
+
+
+def test_an_answer_that_could_take_for_ever_is_graded_elsewhere(data):
+    (row, *_) = data.sources["sums"].heldout
+    rows = [
+        dataclasses.replace(row, verifier="math", answer=answer)
+        for answer in ("1/2", "1/3")
+    ]
+    said = Completion([1], "<think>x</think>\\boxed{0.5}", "stop")
+    samples = grade_completions([row, *rows], [said] * 3)
+    assert [sample["correct"] for sample in samples] == [False, True, False]
 
 
 def test_nothing_of_the_gold_reply_reaches_the_model(mesh, data, tmp_path):
