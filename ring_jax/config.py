@@ -831,8 +831,12 @@ class SynthesisConfig:
         default_factory=TeacherSamplingConfig
     )
     domain: str = "reasoning"
-    verifier: str = "match"
-    """Of the rows, for the answer that most solutions have."""
+    verifier: str = "math"
+    """Of the rows; it also says which answers of the solutions are the same."""
+    verification: VerificationConfig = dataclasses.field(
+        default_factory=VerificationConfig
+    )
+    """Workers and limits of the verifier."""
     licence: str = "NOASSERTION"
     """SPDX identifier of new problems; seeds keep their own."""
     max_row_bytes: int = 20_000_000

@@ -39,6 +39,7 @@ from ring_jax.config import (
     SynthesisConfig,
     TeacherConfig,
     TeacherSamplingConfig,
+    VerificationConfig,
 )
 from ring_jax.curate.answers import keep_consistent, pass_rate
 from ring_jax.curate.chat_server import ChatServer
@@ -51,6 +52,7 @@ from ring_jax.curate.read import OpenSource, open_source
 from ring_jax.curate.rows import RawRecord, Rejection, prompt_text, reject
 from ring_jax.curate.words import hash_ngrams, hash_words, words
 from ring_jax.data.schema import Message, Row, row_to_json
+from ring_jax.verify import Sandbox
 
 Generate = Callable[[Sequence[str], TeacherSamplingConfig], list[str]]
 """Prompts and sampling -> one text for each prompt, in order."""
@@ -99,10 +101,13 @@ def synthesise(
         agree_on_plan(folder, _plan(config, opened))
         if (folder / SUMMARY).exists():
             return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        with Journal(folder / JOURNAL) as journal:
+        with (
+            Journal(folder / JOURNAL) as journal,
+            _open_sandbox(config.verification) as sandbox,
+            _Output(folder) as output,
+        ):
             teacher = open_teacher(config.teacher, journal)
-            with _Output(folder) as output:
-                _run(config, opened, teacher, _make_vote(config), output)
+            _run(config, opened, teacher, _make_vote(config, sandbox), output)
         summary = {
             "ring_jax": __version__,
             "model": config.teacher.model,
@@ -119,16 +124,25 @@ def synthesise(
     return summary
 
 
-def _make_vote(config: SynthesisConfig) -> Vote:
+def _open_sandbox(config: VerificationConfig) -> Sandbox:
+    return Sandbox(
+        num_workers=config.num_workers,
+        timeout_seconds=config.timeout_seconds,
+        max_memory_bytes=config.max_memory_bytes,
+    )
+
+
+def _make_vote(config: SynthesisConfig, sandbox: Sandbox) -> Vote:
     # Every solution counts, and an empty one is for no answer.
     majority = ConsistencyConfig(min_samples=1, min_agreement=config.min_agreement)
-    return functools.partial(keep_consistent, config=majority)
+    return functools.partial(keep_consistent, sandbox=sandbox, config=majority)
 
 
 def _plan(config: SynthesisConfig, opened: Sequence[OpenSource]) -> dict[str, Any]:
     """Returns what decides the result: not how fast, and from where, answers come."""
     settings = dataclasses.asdict(config)
     settings["teacher"] = {"model": config.teacher.model}
+    del settings["verification"]["num_workers"]
     for source in settings["seeds"].values():
         source["path"] = source["path"] and pathlib.Path(source["path"]).name
     files = {
