@@ -241,6 +241,9 @@ def _as_seed(row: Row, known: set[str]) -> Row | Rejection:
     problem = prompt_text(row).strip()
     if not row.messages or not problem:
         return reject(row, step="seeds", reason="no_problem", detail="it asks nothing")
+    if row.verifier == "program":
+        detail = "programs are right or wrong by their tests, and have no majority"
+        return reject(row, step="seeds", reason="program", detail=detail)
     if (name := _digest(problem)) in known:
         detail = "the same words were read before"
         return reject(row, step="seeds", reason="duplicate", detail=detail)

@@ -164,6 +164,7 @@ def make_config(tmp_path) -> Callable[..., SynthesisConfig]:
             "batch_problems": 4,
             "solution_sampling": SAMPLING,
             "licence": "CC-BY-4.0",
+            "verifier": "match",
         }
         return SynthesisConfig(**{**settings, **more})
 
@@ -278,6 +279,17 @@ def test_a_majority_against_a_seeds_own_answer_is_rejected(make_config, tmp_path
     summary = synthesise(config, tmp_path / "out", open_teacher=open_wrong)
     assert summary["num_problems"] == 0
     assert summary["rejected"]["pears/consistency/majority_against_answer"] == 6
+
+
+def test_a_coding_task_is_turned_away(make_config, tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    task = {"prompt": "Add two numbers.", "completion": "print(3)", "answer": "1 test"}
+    path.write_text(json.dumps({**task, "verifier": "program"}) + "\n")
+    tasks = RawSourceConfig(path=str(path), licence="CC0-1.0")
+    config = make_config(num_rounds=1)
+    config = dataclasses.replace(config, seeds={**config.seeds, "tasks": tasks})
+    summary = synthesise(config, tmp_path / "out", open_teacher=open_adder)
+    assert summary["rejected"]["tasks/seeds/program"] == 1
 
 
 def test_empty_solutions_have_no_majority(make_config, tmp_path):
@@ -604,7 +616,7 @@ def get_config():
     return to_config_dict(SynthesisConfig(
         teacher=TeacherConfig(url="URL", model="adder", first_wait_seconds=0.0),
         seeds={"pears": RawSourceConfig(path="SEEDS", licence="CC0-1.0")},
-        num_rounds=1, solutions_per_problem=5,
+        num_rounds=1, solutions_per_problem=5, verifier="match",
     ))
 """
 
