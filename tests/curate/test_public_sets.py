@@ -18,6 +18,7 @@ from ring_jax.cli.settings import load_config_file
 from ring_jax.config import (
     ConfigError,
     CurateConfig,
+    DuplicatesConfig,
     RawSourceConfig,
     VerificationConfig,
     from_config_dict,
@@ -27,6 +28,8 @@ from ring_jax.curate.chunks import Examined, examine
 from ring_jax.curate.pipeline import open_steps
 from ring_jax.curate.read import open_source
 from ring_jax.data.schema import row_to_json
+from ring_jax.verify import program
+from tests.curate.test_pipeline import shard_rows
 
 CONFIG = "configs/data/ring_lite_distill.py"
 STEPS = "Two and two are four, and four less one is three."
@@ -509,6 +512,47 @@ def test_a_query_with_tools_is_accepted_by_its_own_verifier(tmp_path):
     publish(config.sources[name], SETS[name][1])
     verified = dataclasses.replace(config, verification=VerificationConfig())
     assert curate(verified, tmp_path / "out")["num_rows"] == 1
+
+
+def judged(mix: str, kind: str, tmp_path: pathlib.Path, **changes: dict) -> list[str]:
+    """Curates the sets of a mix with a verifier; returns the sets whose row is left."""
+    config = load(mix, tmp_path / "raw")
+    sources = {
+        name: dataclasses.replace(source, share=1.0)
+        for name, source in config.sources.items()
+        if source.verifier == kind
+    }
+    for name, source in sources.items():
+        publish(source, [{**SETS[name][1][0], **changes.get(name, {})}])
+    verified = dataclasses.replace(
+        config,
+        sources=sources,
+        verification=VerificationConfig(num_workers=1, timeout_seconds=60.0),
+        # All sets ask the same here.
+        duplicates=DuplicatesConfig(exact="keep", near="keep"),
+    )
+    curate(verified, tmp_path / "out")
+    return [row["source"] for row in shard_rows(tmp_path / "out")]
+
+
+def test_right_answers_are_accepted_and_a_wrong_one_is_not(tmp_path):
+    left = judged("queries", "math", tmp_path / "queries")
+    assert left == ["big_math", "dapo_math", "gsm8k", "math", "numina_cot"]
+    wrong = {"deepseek_solution": "It is \\boxed{4}."}
+    left = judged("reasoning", "math", tmp_path / "r", openthoughts_math=wrong)
+    assert left == ["openr1_math"]
+
+
+def test_right_programs_are_accepted_and_a_wrong_one_is_not(tmp_path):
+    try:
+        program.proven_jail()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    left = judged("queries", "program", tmp_path / "queries")
+    assert left == ["apps", "code_contests", "taco"]
+    wrong = {"generation": "```python\nprint(4)\n```"}
+    left = judged("reasoning", "program", tmp_path / "r", codeforces_cots=wrong)
+    assert left == ["openthoughts_code"]
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,23 @@ def test_a_majority_against_a_seeds_own_answer_is_rejected(make_config, tmp_path
     assert summary["rejected"]["pears/consistency/majority_against_answer"] == 6
 
 
+def test_solutions_agree_by_their_verifier(make_config, tmp_path):
+    def open_speller(config, journal):
+        spellings = ("7", "7.0", "\\frac{14}{2}", "8", "7")
+        return lambda prompts, sampling: [
+            f"\\boxed{{{spellings[n % 5]}}}" for n in range(len(prompts))
+        ]
+
+    settings = {"answer_seeds": "yes", "num_rounds": 0, "max_seeds": 1}
+    config = make_config(verifier="math", **settings)
+    assert synthesise(config, tmp_path / "a", open_teacher=open_speller)["num_problems"]
+    (row,) = read(tmp_path / "a", "problems.jsonl")
+    assert (row["answer"], row["difficulty"]) == ("7", 0.2)
+    config = make_config(verifier="match", **settings)
+    summary = synthesise(config, tmp_path / "b", open_teacher=open_speller)
+    assert summary["rejected"]["pears/consistency/no_majority"] == 1
+
+
 def test_a_coding_task_is_turned_away(make_config, tmp_path):
     path = tmp_path / "tasks.jsonl"
     task = {"prompt": "Add two numbers.", "completion": "print(3)", "answer": "1 test"}
