@@ -81,6 +81,8 @@ def normalise(
 ) -> Row | Rejection:
     """Brings one record into the form of `Row`, or says why it has none."""
     defaults = {
+        # Published files of many sets have the same names: place alone is no id.
+        "id": f"{source}/{record.where}",
         "source": source,
         "domain": config.domain or source,
         "licence": config.licence,
@@ -98,6 +100,9 @@ def normalise(
             )
         _check_fields(taken, form, record.where)
         fields = FORMS[form](taken, record.where)
+        if config.fields and "id" in fields:
+            # A set counts its records for itself: another set has the same numbers.
+            fields["id"] = f"{source}/{fields['id']}"
         row = row_from_fields(fields, where=record.where, defaults=defaults)
         row = _with_verifier(tidy(row), config)
         _check_json(row)

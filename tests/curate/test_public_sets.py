@@ -79,7 +79,12 @@ SETS = {
                 ),
             }
         ],
-        {"id": "u-1", "answer": "3", "verifier": "math", "licence": "Apache-2.0"},
+        {
+            "id": "openr1_math/u-1",
+            "answer": "3",
+            "verifier": "math",
+            "licence": "Apache-2.0",
+        },
     ),
     "openthoughts_math": (
         "reasoning",
@@ -126,7 +131,7 @@ SETS = {
                 "messages": turns("2 + 2 - 1?", f"<think>{STEPS}</think>It is 3."),
             }
         ],
-        {"id": "r-1", "task": "verifiable_math", "licence": "Apache-2.0"},
+        {"id": "synthetic_1/r-1", "task": "verifiable_math", "licence": "Apache-2.0"},
     ),
     "scp_116k": (
         "reasoning",
@@ -178,7 +183,7 @@ SETS = {
             for number, score in enumerate([1.0, 0.0, None])
         ],
         {
-            "id": "7",
+            "id": "general_thought/7",
             "answer": "3",
             "licence": "MIT",
             "metadata": {"model": "DeepSeek/DeepSeek-R1", "question_licence": "MIT"},
@@ -200,7 +205,7 @@ SETS = {
             for letter, reason in (("A", "stop"), ("B", "length"))
         ],
         {
-            "id": "1000/A",
+            "id": "codeforces_cots/1000/A",
             "verifier": "program",
             "licence": "CC-BY-4.0",
             "metadata": EXPECTED_TESTS,
@@ -268,7 +273,7 @@ SETS = {
             }
         ],
         {
-            "id": "5",
+            "id": "xlam/5",
             "domain": "tool",
             "verifier": "tool_call",
             "licence": "CC-BY-4.0",
@@ -375,7 +380,7 @@ SETS = {
             }
         ],
         {
-            "id": "12",
+            "id": "apps/12",
             "difficulty": 0.2,
             "verifier": "program",
             "licence": "MIT",
@@ -402,7 +407,7 @@ SETS = {
             }
         ],
         {
-            "id": "1_A. Sum",
+            "id": "code_contests/1_A. Sum",
             "difficulty": 0.25,
             "verifier": "program",
             "licence": "CC-BY-4.0",
@@ -485,6 +490,13 @@ def test_a_published_record_ends_in_the_right_row(name, tmp_path):
         assert "begin_of" not in json.dumps(row)
     else:
         assert "think" not in reply
+
+
+def test_records_of_two_sets_in_files_of_one_name_are_no_duplicates(tmp_path):
+    config = load("queries", tmp_path / "raw", "gsm8k", "numina_cot")
+    for name, source in config.sources.items():
+        publish(source, SETS[name][1])
+    assert curate(config, tmp_path / "out")["num_rows"] == 2
 
 
 def test_a_program_task_asks_for_its_starter_code_and_replies_with_python(tmp_path):

@@ -257,7 +257,7 @@ def test_a_problem_that_copies_its_seed_is_rejected(make_config, tmp_path):
     config = make_config(max_seeds=1, num_rounds=1, max_similarity=0.7)
     summary = synthesise(config, out, open_teacher=open_copier)
     assert summary["rejected"]["synthesis/propose/copies_seed"] == 3
-    assert read(out, "rejected.jsonl")[-1]["other"].startswith("seeds.jsonl:")
+    assert read(out, "rejected.jsonl")[-1]["other"].startswith("pears/seeds.jsonl:")
 
 
 def test_seeds_are_answered_where_the_config_says_so(make_config, tmp_path):
