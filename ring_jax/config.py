@@ -539,9 +539,27 @@ class RawSourceConfig:
         "alpaca",
         "prompt_completion",
         "preference",
+        "program",
+        "transcript",
+        "tool_query",
         "text",
     ] = "auto"
     """How a record says its conversation; `auto` looks at the names of its fields."""
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Field of the form -> column of the files, where a set has names of its own;
+    `a.b` is the field b of column a. With any, columns that are not named are left
+    out."""
+    only: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Column -> its value, as text, in records that are wanted; others are turned away
+    as `not_selected`."""
+    answer_in: str = ""
+    r"""Column that ends in the gold answer: `\boxed{7}`, `#### 7`, "answer is 7"."""
+    difficulties: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Word of the field `difficulty` -> difficulty from 0 to 1; 0 says nothing."""
+    share: float = 1.0
+    """Of the records of files, drawn by a hash of their place; the rest is not read."""
+    origin: str = ""
+    """Where the files are published; told where they are missing."""
     licence: str = ""
     """SPDX identifier; files must name one (`NOASSERTION` where nobody knows)."""
     version: str = ""
@@ -555,6 +573,15 @@ class RawSourceConfig:
     task: str = ""
     """For packages: as in `SourceConfig`."""
     level: Literal["", "easy", "medium", "hard"] = ""
+
+    def __post_init__(self):
+        if not 0.0 < self.share <= 1.0:
+            raise ConfigError(f"share={self.share} must be above 0 and at most 1.")
+        for word, difficulty in self.difficulties.items():
+            if not 0.0 <= difficulty <= 1.0:
+                raise ConfigError(
+                    f"difficulties.{word}={difficulty} must be from 0 to 1."
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -741,6 +768,133 @@ class CurateConfig:
                 raise ConfigError(
                     f"source {name!r} names files; use letters, digits, _ . and -."
                 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherConfig:
+    """A server that answers prompts by OpenAI's chat-completions protocol."""
+
+    url: str = ""
+    """Up to the version, such as `http://localhost:8000/v1`."""
+    model: str = ""
+    """As the server calls it."""
+    key_variable: str = ""
+    """Environment variable that holds the server's key; empty: none is sent."""
+    num_parallel: int = 8
+    """Requests under way at once."""
+    requests_per_minute: float = 0.0
+    """At most, tries again included; 0 is any number."""
+    timeout_seconds: float = 900.0
+    """Without a byte from the server."""
+    max_tries: int = 6
+    """Of one request that the server fails to answer."""
+    first_wait_seconds: float = 1.0
+    """Before the second try; doubles with each, up to two minutes."""
+
+    def __post_init__(self):
+        if self.num_parallel < 1 or self.max_tries < 1 or self.timeout_seconds <= 0:
+            raise ConfigError(
+                f"num_parallel={self.num_parallel} and max_tries={self.max_tries} must "
+                f"be at least 1, timeout_seconds={self.timeout_seconds} above 0."
+            )
+        if self.requests_per_minute < 0 or self.first_wait_seconds < 0:
+            raise ConfigError(
+                f"requests_per_minute={self.requests_per_minute} and "
+                f"first_wait_seconds={self.first_wait_seconds} must not be negative."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherSamplingConfig:
+    """How a teacher draws its answers; the defaults are those of arXiv:2504.07158."""
+
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_tokens: int = 16_384
+    seed: int = 0
+    """Of the first answer to a prompt; the next one has the next seed."""
+
+    def __post_init__(self):
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.max_tokens > 0):
+            raise ConfigError(
+                f"temperature={self.temperature} must not be negative, top_p="
+                f"{self.top_p} in (0, 1] and max_tokens={self.max_tokens} above 0."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SynthesisConfig:
+    """Problems that a teacher makes of problems, kept where its solutions agree.
+
+    Source: arXiv:2504.07158: ten solutions of a new problem, kept when more than five
+    agree; accepted problems are seeds again.
+    """
+
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    seeds: Mapping[str, RawSourceConfig] = dataclasses.field(default_factory=dict)
+    """Sources of the first problems; what they reply is not used."""
+    max_seeds: int = 1000
+    """Seeds at most, in turns from every task and fifth of difficulty."""
+    answer_seeds: Literal["yes", "no"] = "no"
+    """Whether the teacher also answers the seeds, which become rows as new problems."""
+    num_rounds: int = 2
+    """Rounds of new problems; each starts from what the one before accepted. With 0
+    and `answer_seeds`, the teacher answers seeds alone."""
+    problems_per_seed: int = 2
+    solutions_per_problem: int = 10
+    min_agreement: float = 0.5
+    """The most frequent answer must have more than this share of the solutions."""
+    max_similarity: float = 0.8
+    """Of five-word runs that a problem may share with its seed (Jaccard)."""
+    batch_problems: int = 64
+    """Problems that are solved together; their solutions are held in memory."""
+    problem_prompt: str = (
+        "Here is a problem:\n\n{problem}\n\nWrite one new problem on the same topic, "
+        "not easier, that a reader can solve without this one and that has a single "
+        "final answer. Write nothing but the problem, between <problem> and </problem>."
+    )
+    """`{problem}` stands for the seed."""
+    solution_prompt: str = (
+        "{problem}\n\nReason step by step, and put the final answer within \\boxed{}."
+    )
+    """`{problem}` stands for the problem; the row asks for the problem alone."""
+    problem_sampling: TeacherSamplingConfig = dataclasses.field(
+        default_factory=TeacherSamplingConfig
+    )
+    solution_sampling: TeacherSamplingConfig = dataclasses.field(
+        default_factory=TeacherSamplingConfig
+    )
+    domain: str = "reasoning"
+    verifier: str = "math"
+    """Of the rows; it also says which answers of the solutions are the same."""
+    verification: VerificationConfig = dataclasses.field(
+        default_factory=VerificationConfig
+    )
+    """Workers and limits of the verifier."""
+    licence: str = "NOASSERTION"
+    """SPDX identifier of new problems; seeds keep their own."""
+    max_row_bytes: int = 20_000_000
+    """Of a seed."""
+
+    def __post_init__(self):
+        if not self.seeds:
+            raise ConfigError("seeds is empty; name a source of problems.")
+        for name in ("max_seeds", "problems_per_seed", "batch_problems"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.solutions_per_problem < 3:
+            raise ConfigError(
+                f"solutions_per_problem={self.solutions_per_problem} must be at least "
+                "3: fewer have no majority."
+            )
+        if self.num_rounds < 0 or (self.num_rounds == 0 and self.answer_seeds == "no"):
+            raise ConfigError(
+                f"num_rounds={self.num_rounds} with answer_seeds={self.answer_seeds!r} "
+                "makes nothing; set one of them."
+            )
+        for name in ("problem_prompt", "solution_prompt"):
+            if "{problem}" not in getattr(self, name):
+                raise ConfigError(f"{name} has no {{problem}}; put it where it goes.")
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

@@ -26,6 +26,7 @@ from ring_jax.config import ConfigError
 
 VERBS = {
     "doctor": "doctor",
+    "synthesise": "synthesise",
     "curate": "curate",
     "inspect": "inspect",
     "plan": "plan",
@@ -68,7 +69,7 @@ def _run(words: list[str]) -> int:
         raise ConfigError(f"name a verb: {', '.join(VERBS)}; `ring --help` explains.")
     verb, *rest = words
     if verb in ("-h", "--help", "help"):
-        print(USAGE + "\n".join(f"  {verb:<10}{summary(verb)}" for verb in VERBS))
+        print(USAGE + "\n".join(f"  {verb:<12}{summary(verb)}" for verb in VERBS))
         sys.stdout.flush()
         return status.DONE
     if verb == "--version":

@@ -7,11 +7,17 @@ Forms and the fields that they are known by:
   messages           messages: [{role, content, reasoning_content?, tool_calls?}]
   sharegpt           conversations: [{from, value}]
   alpaca             instruction, input?, output
-  prompt_completion  prompt, completion (or response), both texts or message lists
+  prompt_completion  prompt, completion (or response), both texts or message lists;
+                     reasoning?
   preference         prompt?, chosen, rejected: texts, or message lists
+  program            a coding task with its tests (`programs.py`)
+  transcript         system, chat: a dialogue with tools in one text
+  tool_query         query, tools, answers (`tool_dialogues.py`, as is transcript)
   text               text
 
-Reasoning inside `<think>` at the start of an assistant's turn becomes its `think`.
+Reasoning inside `<think>`, or between the tags of OpenThoughts, at the start of an
+assistant's turn becomes its `think`. A set with columns of its own names them in
+`RawSourceConfig.fields` (`columns.py`).
 """
 
 import dataclasses
@@ -21,6 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ring_jax.config import ConfigError, RawSourceConfig
+from ring_jax.curate import programs, tool_dialogues
+from ring_jax.curate.columns import take_columns
 from ring_jax.curate.rows import RawRecord, Rejection, excerpt
 from ring_jax.curate.tidy import tidy
 from ring_jax.data.schema import Message, Row, ToolCall, row_from_fields, row_to_json
@@ -53,6 +61,12 @@ _ROLES = {
     "ipython": "tool",
 }
 _THINK = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+# Tags of Bespoke-Stratos and OpenThoughts.
+_THOUGHT = re.compile(
+    r"\s*<\|begin_of_thought\|>(.*?)<\|end_of_thought\|>"
+    r"\s*<\|begin_of_solution\|>(.*?)<\|end_of_solution\|>\s*\Z",
+    re.DOTALL,
+)
 _ROW_FIELDS = {field.name for field in dataclasses.fields(Row)}
 # Of a record in another form, these fields mean what they mean in a row.
 _LIFTED = ("task", "level", "answer", "verifier", "domain", "difficulty")
@@ -67,19 +81,28 @@ def normalise(
 ) -> Row | Rejection:
     """Brings one record into the form of `Row`, or says why it has none."""
     defaults = {
+        # Published files of many sets have the same names: place alone is no id.
+        "id": f"{source}/{record.where}",
         "source": source,
         "domain": config.domain or source,
         "licence": config.licence,
         "package": f"{record.where.rpartition(':')[0]}=={config.version or 'local'}",
     }
-    form = config.form if config.form != "auto" else detect(record.fields)
     try:
+        taken = take_columns(record, config, source=source)
+        if isinstance(taken, Rejection):
+            return taken
+        form = config.form if config.form != "auto" else detect(taken)
         if not form:
             raise ConfigError(
                 f"{record.where}: fields {sorted(record.fields)[:12]} are of no known "
                 "form."
             )
-        fields = FORMS[form](record.fields, record.where)
+        _check_fields(taken, form, record.where)
+        fields = FORMS[form](taken, record.where)
+        if config.fields and "id" in fields:
+            # A set counts its records for itself: another set has the same numbers.
+            fields["id"] = f"{source}/{fields['id']}"
         row = row_from_fields(fields, where=record.where, defaults=defaults)
         row = _with_verifier(tidy(row), config)
         _check_json(row)
@@ -103,6 +126,17 @@ def detect(fields: Fields) -> str:
         if all(name in fields for name in names):
             return form
     return ""
+
+
+def _check_fields(fields: Fields, form: str, where: str) -> None:
+    """Refuses a record that lacks what the form of its source is known by."""
+    signs = [names for known, names in _SIGNS if known == form]
+    if signs and not any(set(names) <= set(fields) for names in signs):
+        needed = " or ".join(", ".join(names) for names in signs)
+        raise ConfigError(
+            f"{where}: form {form} needs {needed}; the record has "
+            f"{sorted(fields)[:12]}."
+        )
 
 
 def _with_verifier(row: Row, config: RawSourceConfig) -> Row:
@@ -161,7 +195,7 @@ def _from_alpaca(fields: Fields, where: str) -> dict[str, Any]:
         asked += "\n\n" + _string(fields, "input", where)
     messages = [
         Message("user", asked),
-        _assistant(_string(fields, "output", where), where),
+        read_reply(_string(fields, "output", where)),
     ]
     messages = _with_system(fields, messages, where)
     return {**_lifted(fields, where), "messages": messages}
@@ -171,8 +205,24 @@ def _from_prompt_completion(fields: Fields, where: str) -> dict[str, Any]:
     name = "completion" if "completion" in fields else "response"
     turns = _turns(fields, "prompt", "user", where)
     turns += _turns(fields, name, "assistant", where)
+    if fields.get("reasoning"):
+        think = _string(fields, "reasoning", where)
+        turns[-1] = dataclasses.replace(turns[-1], think=think.strip())
+    fields = {name: value for name, value in fields.items() if name != "reasoning"}
     messages = _with_system(fields, turns, where)
     return {**_lifted(fields, where), "messages": messages}
+
+
+def _from_program(fields: Fields, where: str) -> dict[str, Any]:
+    return _from_prompt_completion(programs.as_completion(fields, where), where)
+
+
+def _from_transcript(fields: Fields, where: str) -> dict[str, Any]:
+    return _from_messages(tool_dialogues.split_transcript(fields, where), where)
+
+
+def _from_tool_query(fields: Fields, where: str) -> dict[str, Any]:
+    return _from_messages(tool_dialogues.answer_query(fields, where), where)
 
 
 def _from_preference(fields: Fields, where: str) -> dict[str, Any]:
@@ -208,6 +258,9 @@ FORMS: Mapping[str, Callable[[Fields, str], dict[str, Any]]] = {
     "alpaca": _from_alpaca,
     "prompt_completion": _from_prompt_completion,
     "preference": _from_preference,
+    "program": _from_program,
+    "transcript": _from_transcript,
+    "tool_query": _from_tool_query,
     "text": _from_text,
 }
 """Form -> function of a record's fields and its place."""
@@ -233,7 +286,7 @@ def _turns(fields: Fields, name: str, role: str, where: str) -> list[Message]:
     if isinstance(value, list):
         return _messages(value, where)
     text = _string(fields, name, where)
-    return [Message("user", text) if role == "user" else _assistant(text, where)]
+    return [Message("user", text) if role == "user" else read_reply(text)]
 
 
 def _messages(turns: Any, where: str) -> list[Message]:
@@ -272,7 +325,7 @@ def _message(turn: Any, where: str, *, role: str, content: str) -> Message:
     reasoning = turn.get("think") or turn.get("reasoning_content") or ""
     if not isinstance(reasoning, str):
         raise ConfigError(f"{where}: reasoning {reasoning!r:.80} must be a string.")
-    reply = _assistant(text, where)
+    reply = read_reply(text)
     return dataclasses.replace(
         reply,
         think=reasoning or reply.think,
@@ -280,10 +333,12 @@ def _message(turn: Any, where: str, *, role: str, content: str) -> Message:
     )
 
 
-def _assistant(text: str, where: str) -> Message:
-    del where
+def read_reply(text: str) -> Message:
+    """Makes the assistant's turn of a reply, the reasoning at its start apart."""
     if (found := _THINK.match(text)) and found[1].strip():
         return Message("assistant", text[found.end() :].strip(), think=found[1].strip())
+    if (found := _THOUGHT.match(text)) and found[1].strip():
+        return Message("assistant", found[2].strip(), think=found[1].strip())
     # An empty block stays where it is, for the purification to find.
     return Message("assistant", text)
 

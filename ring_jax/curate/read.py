@@ -13,11 +13,13 @@ import json
 import pathlib
 import typing
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NoReturn
 
 from ring_jax.config import ConfigError, RawSourceConfig, SourceConfig
+from ring_jax.curate.columns import columns_of
 from ring_jax.curate.rows import RawRecord, Rejection, excerpt
+from ring_jax.curate.words import digest64
 from ring_jax.data import sources as packages
 from ring_jax.data.schema import Row
 from ring_jax.data.sources.record_files import (
@@ -75,18 +77,28 @@ def open_source(
             "NOASSERTION where nobody knows."
         )
     paths = _find(config, name)
-    reader = READERS[config.kind]
+    reader, columns = READERS[config.kind], columns_of(config)
     for path in paths:
         reader.check(path, f"sources.{name}")
 
     def read_files(first: int) -> Iterator[RawRecord | Rejection]:
         every = itertools.chain.from_iterable(
-            reader.read(path, name, max_row_bytes) for path in paths
+            reader.read(path, name, max_row_bytes, columns) for path in paths
         )
-        return itertools.islice(every, first, None)
+        drawn = every if config.share == 1.0 else _draw(every, name, config.share)
+        return itertools.islice(drawn, first, None)
 
     files = tuple(_describe(path) for path in paths)
     return OpenSource(name=name, config=config, files=files, read=read_files)
+
+
+def _draw(
+    records: Iterable[RawRecord | Rejection], name: str, share: float
+) -> Iterator[RawRecord | Rejection]:
+    """Keeps a share of the records, the same ones in every run."""
+    for number, record in enumerate(records):
+        if digest64(f"{name}/{number}".encode()) < share * (1 << 64):
+            yield record
 
 
 def is_package(config: RawSourceConfig) -> bool:
@@ -118,7 +130,11 @@ def _find(config: RawSourceConfig, name: str) -> list[pathlib.Path]:
     suffix = SUFFIX if config.kind == "array_record" else ""
     found = find_files(config.path, suffix=suffix)
     if not found:
-        raise ConfigError(f"sources.{name}.path={config.path!r} names no file.")
+        advice = f" Put the {config.kind} files of {config.origin} there."
+        raise ConfigError(
+            f"sources.{name}.path={config.path!r} names no file."
+            + (advice if config.origin else "")
+        )
     return found
 
 
@@ -152,8 +168,9 @@ def _check_jsonl(path: pathlib.Path, where: str) -> None:
 
 
 def _read_jsonl(
-    path: pathlib.Path, source: str, max_row_bytes: int
+    path: pathlib.Path, source: str, max_row_bytes: int, columns: Sequence[str]
 ) -> Iterator[RawRecord | Rejection]:
+    del columns  # a line is parsed whole
     with _open(path) as file:
         number = 0
         while True:
@@ -242,12 +259,12 @@ def _check_parquet(path: pathlib.Path, where: str) -> None:
 
 
 def _read_parquet(
-    path: pathlib.Path, source: str, max_row_bytes: int
+    path: pathlib.Path, source: str, max_row_bytes: int, columns: Sequence[str]
 ) -> Iterator[RawRecord | Rejection]:
     arrow, number = _pyarrow(), 0
     try:
         with arrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH):
+            for batch in file.iter_batches(BATCH, columns=list(columns) or None):
                 for index in range(batch.num_rows):
                     number += 1
                     record = batch.slice(index, 1)
@@ -283,8 +300,9 @@ def _check_array_record(path: pathlib.Path, where: str) -> None:
 
 
 def _read_array_record(
-    path: pathlib.Path, source: str, max_row_bytes: int
+    path: pathlib.Path, source: str, max_row_bytes: int, columns: Sequence[str]
 ) -> Iterator[RawRecord | Rejection]:
+    del columns  # a record is parsed whole
     try:
         for number, line in enumerate(RecordFiles([path]), 1):
             where = f"{path.name}:{number}"
@@ -300,7 +318,10 @@ def _read_array_record(
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Reader:
     check: Callable[[pathlib.Path, str], None]
-    read: Callable[[pathlib.Path, str, int], Iterator[RawRecord | Rejection]]
+    read: Callable[
+        [pathlib.Path, str, int, Sequence[str]], Iterator[RawRecord | Rejection]
+    ]
+    """File, source, most bytes of a row, columns that are needed (none: all)."""
 
 
 READERS: Mapping[str, _Reader] = {
