@@ -181,6 +181,33 @@ class SourceConfig:
     path: str | None = None
     """For `jsonl`: the file to read. For `array_record`: shards, by a file, a folder or
     a pattern."""
+    first_row: int = 0
+    """For `virtual`: number of the first of the `num_rows` rows that are trained."""
+    generator_seed: int | None = None
+    """For `virtual`: what its rows are generated from; None takes the run's seed."""
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """For `virtual`: settings of reasoning-gym's generator by name, over the level's
+    own. Without a level, problem and answer are in the generator's words."""
+
+    def __post_init__(self):
+        check_virtual(self.first_row, self.parameters)
+
+
+def check_virtual(first_row: int, parameters: Mapping[str, Any]) -> None:
+    """Refuses a row below 0, and parameters that are no plain values.
+
+    Raises:
+      ConfigError: names the value.
+    """
+    if first_row < 0:
+        raise ConfigError(f"first_row={first_row} must be at least 0.")
+    for name, value in flatten_settings(parameters).items():
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(part, bool | int | float | str) for part in parts):
+            raise ConfigError(
+                f"parameters.{name}={value!r} must be a number, a text, True, False, "
+                "or a tuple of these."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -519,8 +546,14 @@ class RawSourceConfig:
     num_rows: int = 1000
     """For packages: rows to read or generate. Files are read whole."""
     task: str = ""
-    """For packages: as in `SourceConfig`."""
+    """For packages: as in `SourceConfig`, and so are the next four."""
     level: Literal["", "easy", "medium", "hard"] = ""
+    first_row: int = 0
+    generator_seed: int | None = None
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        check_virtual(self.first_row, self.parameters)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -782,6 +815,10 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
             raise ConfigError(f"{path}={value!r} must map names to values.")
         item = typing.get_args(hint)[1]
         return {key: _convert(value[key], item, f"{path}.{key}") for key in value}
+    return _plain(value) if hint is Any else _convert_scalar(value, hint, path)
+
+
+def _convert_scalar(value: Any, hint: Any, path: str) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and is_number:
         return float(value)
@@ -790,6 +827,13 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
             f"{path}={value!r} is {type(value).__name__}; it must be {hint.__name__}."
         )
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Writes an untyped value in one way, whichever file it comes from."""
+    if isinstance(value, Mapping | ml_collections.ConfigDict):
+        return {key: _plain(value[key]) for key in value}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def to_json(config: Any) -> str:

@@ -63,7 +63,7 @@ def open_source(
         rows = read_package(config, name=name, seed=seed).train
 
         def read_rows(first: int) -> Iterator[Row]:
-            return itertools.islice(rows, first, None)
+            return iter(rows[first:])
 
         return OpenSource(name=name, config=config, files=(), read=read_rows)
     if config.kind not in READERS:
@@ -108,6 +108,9 @@ def read_package(
         num_rows=config.num_rows,
         task=config.task,
         level=config.level,
+        first_row=config.first_row,
+        generator_seed=config.generator_seed,
+        parameters=config.parameters,
     )
     return packages.read(settings, name=name, seed=seed)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run reads, before its first step: rows, tokenizer, tokens, length indexes."""
 
+import array
 import dataclasses
 import hashlib
 import itertools
@@ -159,7 +160,8 @@ def _from_files(
     """Takes rows that stay in their files; each is rendered once to know its length."""
     policy, template = _policy(config, tokenizer), config.data.template
     if kept is None:
-        origins, reports = [], [LengthReport()]
+        # Eight bytes a row: a range may have ten million.
+        origins, reports = array.array("q"), [LengthReport()]
         every = render_in_turn(rows.train, tokenizer, template=template)
         apart = {prompt_of(row) for row in rows.heldout}
 
