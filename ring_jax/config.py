@@ -258,6 +258,42 @@ class PackingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationSetsConfig:
+    """Rows that hold an item of an evaluation set, looked for before the first step.
+
+    Every set that is installed is looked for (`ring_jax/data/evaluation_sets.py`).
+    """
+
+    overlap: Literal["refuse", "allow", "ignore"] = "refuse"
+    """What a row with such an item does: it ends the command, it is counted and told,
+    or nobody looks."""
+    overlap_of: Mapping[str, Literal["refuse", "allow", "ignore"]] = dataclasses.field(
+        default_factory=dict
+    )
+    """The same for single sets, such as `{"bfcl": "allow"}`; a set that is named here
+    must be installed."""
+    ngram: int = 13
+    """As in `ContaminationConfig`, and so are the next two."""
+    shortest_ngram: int = 6
+    max_items_per_ngram: int = 8
+
+    def __post_init__(self):
+        check_ngrams(self.shortest_ngram, self.ngram)
+
+
+def check_ngrams(shortest_ngram: int, ngram: int) -> None:
+    """Refuses n-grams of an impossible length.
+
+    Raises:
+      ConfigError: names both.
+    """
+    if not 1 <= shortest_ngram <= ngram:
+        raise ConfigError(
+            f"shortest_ngram={shortest_ngram} must be from 1 to ngram={ngram}."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """What is read, and how rows become tokens."""
 
@@ -277,6 +313,9 @@ class DataConfig:
     """Loss weight of each token class."""
     long_rows: LongRowsConfig = dataclasses.field(default_factory=LongRowsConfig)
     packing: PackingConfig = dataclasses.field(default_factory=PackingConfig)
+    evaluation_sets: EvaluationSetsConfig = dataclasses.field(
+        default_factory=EvaluationSetsConfig
+    )
     cache_dir: str | None = None
     """Where trained tokenizers are kept; None: the run folder."""
     num_workers: int = 0
@@ -521,7 +560,8 @@ class RawSourceConfig:
     """Where a curation reads raw rows: files, or a package of `ring_jax.data`."""
 
     kind: str = "jsonl"
-    """`jsonl`, `parquet`, `array_record`, or a kind of `SourceConfig`."""
+    """`jsonl`, `parquet`, `array_record`, or a kind of `SourceConfig`; of an evaluation
+    set also one that a package ships, such as `aime24`."""
     path: str | None = None
     """For files: one file, a folder, or a pattern such as `raw/*.parquet`."""
     form: Literal[
@@ -595,11 +635,7 @@ class ContaminationConfig:
     nothing; items made of such n-grams alone are compared by their whole prompt."""
 
     def __post_init__(self):
-        if not 1 <= self.shortest_ngram <= self.ngram:
-            raise ConfigError(
-                f"shortest_ngram={self.shortest_ngram} must be from 1 to "
-                f"ngram={self.ngram}."
-            )
+        check_ngrams(self.shortest_ngram, self.ngram)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 from ring_jax.config import ConfigError, RawSourceConfig, SourceConfig
 from ring_jax.curate.rows import RawRecord, Rejection, excerpt
 from ring_jax.data import sources as packages
+from ring_jax.data.evaluation_sets import is_evaluation_set
 from ring_jax.data.schema import Row
 from ring_jax.data.sources.record_files import (
     BATCH,
@@ -66,6 +67,11 @@ def open_source(
             return iter(rows[first:])
 
         return OpenSource(name=name, config=config, files=(), read=read_rows)
+    if is_evaluation_set(config.kind):
+        raise ConfigError(
+            f"sources.{name}.kind={config.kind!r} is an evaluation set and is never "
+            "trained on; put it into evaluation_sets."
+        )
     if config.kind not in READERS:
         known = [*READERS, *(k for k in packages.READERS if k not in READERS)]
         raise ConfigError(f"sources.{name}.kind={config.kind!r} must be one of {known}")
@@ -85,7 +91,7 @@ def open_source(
         )
         return itertools.islice(every, first, None)
 
-    files = tuple(_describe(path) for path in paths)
+    files = tuple(describe(path) for path in paths)
     return OpenSource(name=name, config=config, files=files, read=read_files)
 
 
@@ -125,7 +131,8 @@ def _find(config: RawSourceConfig, name: str) -> list[pathlib.Path]:
     return found
 
 
-def _describe(path: pathlib.Path) -> SourceFile:
+def describe(path: pathlib.Path) -> SourceFile:
+    """Hashes a file."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return SourceFile(name=path.name, num_bytes=path.stat().st_size, sha256=sha256)

@@ -17,6 +17,7 @@ from ring_jax.config import ConfigError, RunConfig
 from ring_jax.data import chat, length_index, sources
 from ring_jax.data import tokenizer as tokenizers
 from ring_jax.data.chat import Rendered
+from ring_jax.data.evaluation_sets import is_evaluation_set
 from ring_jax.data.length_index import LengthIndex
 from ring_jax.data.long_rows import LengthPolicy, LengthReport
 from ring_jax.data.rendered_rows import RenderedRows, render_in_turn
@@ -126,7 +127,17 @@ def longer_path(workdir: str | os.PathLike[str], name: str) -> pathlib.Path:
 
 
 def open_sources(config: RunConfig) -> dict[str, SourceRows]:
-    """Reads the training and held-out rows of every declared source."""
+    """Reads the training and held-out rows of every declared source.
+
+    Raises:
+      ConfigError: as a source's reader does, or a source is an evaluation set.
+    """
+    for name, source in config.data.sources.items():
+        if is_evaluation_set(source.kind):
+            raise ConfigError(
+                f"data.sources.{name}.kind={source.kind!r} is an evaluation set and is "
+                "never trained on; leave it out."
+            )
     return {
         name: sources.read(source, name=name, seed=config.seed)
         for name, source in config.data.sources.items()
