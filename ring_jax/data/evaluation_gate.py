@@ -6,6 +6,7 @@ folder under a hash of the rows and of the sets, so that a later start reads non
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -20,8 +21,8 @@ from absl import logging
 from ring_jax.config import ConfigError, EvaluationSetsConfig, RunConfig
 from ring_jax.data.evaluation_sets import (
     PACKAGED,
-    InstalledSet,
     check_name,
+    digest_of,
     is_installed,
     read_installed,
 )
@@ -35,6 +36,8 @@ from ring_jax.data.overlap import (
 from ring_jax.data.prepared import PreparedData
 from ring_jax.data.schema import Row
 
+VERSION = 1
+"""Of the comparison; what another version found is looked for again."""
 NUM_TOGETHER = 256
 """Rows that are compared at once: words of ten thousand each are some 20 MB."""
 SHOWN_CHARACTERS = 160
@@ -88,7 +91,7 @@ def check(
     """
     settings = config.data.evaluation_sets
     refused, allowed = (
-        _open(settings, policy=policy) for policy in ("refuse", "allow")
+        _chosen(settings, policy=policy) for policy in ("refuse", "allow")
     )
     if not refused and not allowed:
         return {}
@@ -97,11 +100,16 @@ def check(
     overlaps = {name: kept_overlap(workdir, name, keys[name]) for name in trained}
     if missing := [name for name, overlap in overlaps.items() if overlap is None]:
         # Of a row with items of both kinds, the one that is refused counts.
-        indexes = [_index(settings, known) for known in (refused, allowed) if known]
+        lengths = (
+            settings.ngram,
+            settings.shortest_ngram,
+            settings.max_items_per_ngram,
+        )
+        indexes = [_index(tuple(n), *lengths) for n in (refused, allowed) if n]
         for name in missing:
             overlaps[name] = _look(data, name, indexes=indexes, digest=keys[name])
     result = {name: overlap for name, overlap in overlaps.items() if overlap}
-    _judge(result, refused={known.name for known in refused})
+    _judge(result, refused=set(refused))
     return result
 
 
@@ -140,8 +148,8 @@ def kept_overlap(
         ) from None
 
 
-def _open(settings: EvaluationSetsConfig, *, policy: str) -> list[InstalledSet]:
-    """Reads the sets of one policy; those that nobody named may be absent."""
+def _chosen(settings: EvaluationSetsConfig, *, policy: str) -> list[str]:
+    """Names the sets of one policy; those that nobody named may be absent."""
     for name in settings.overlap_of:
         check_name(name)
     chosen = [
@@ -154,10 +162,14 @@ def _open(settings: EvaluationSetsConfig, *, policy: str) -> list[InstalledSet]:
         logging.info(
             "evaluation sets %s are not installed and not looked for", ", ".join(absent)
         )
-    return [read_installed(name) for name in here]
+    return here
 
 
-def _index(settings: EvaluationSetsConfig, sets: Sequence[InstalledSet]) -> Index:
+@functools.lru_cache(4)
+def _index(names: Sequence[str], *lengths: int) -> Index:
+    """Indexes sets; several runs of a process look for the same ones."""
+    ngram, shortest_ngram, max_items_per_ngram = lengths
+    sets = [read_installed(name) for name in names]
     return build_index(
         (
             QuestionSet(
@@ -167,9 +179,9 @@ def _index(settings: EvaluationSetsConfig, sets: Sequence[InstalledSet]) -> Inde
             )
             for known in sets
         ),
-        ngram=settings.ngram,
-        shortest_ngram=settings.shortest_ngram,
-        max_items_per_ngram=settings.max_items_per_ngram,
+        ngram=ngram,
+        shortest_ngram=shortest_ngram,
+        max_items_per_ngram=max_items_per_ngram,
     )
 
 
@@ -177,12 +189,13 @@ def _key(
     settings: EvaluationSetsConfig,
     data: PreparedData,
     name: str,
-    sets: Sequence[InstalledSet],
+    sets: Sequence[str],
 ) -> str:
     parts: list[Any] = [
+        VERSION,
         data.row_digests[name],
         dataclasses.asdict(settings),
-        [known.digest() for known in sets],
+        [digest_of(known) for known in sets],
     ]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 

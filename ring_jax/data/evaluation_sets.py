@@ -48,11 +48,6 @@ class InstalledSet:
     items: Sequence[Item]
     asks_for_calls: bool
 
-    def digest(self) -> str:
-        """Hashes all items."""
-        text = json.dumps([self.name, list(self.items)])
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
 
 def is_evaluation_set(kind: str) -> bool:
     """Tells whether a kind of source is an evaluation set of a package."""
@@ -83,6 +78,19 @@ def read_installed(name: str) -> InstalledSet:
     return InstalledSet(
         name=name, paths=paths, items=items, asks_for_calls=known.asks_for_calls
     )
+
+
+def digest_of(name: str) -> str:
+    """Hashes the files of a set, without reading an item.
+
+    Raises:
+      ConfigError: as `read_installed` does of a package.
+    """
+    known = PACKAGED[name]
+    total = hashlib.blake2b(name.encode(), digest_size=16)
+    for path in packages.data_files(known.package, known.files, version=known.version):
+        total.update(path.read_bytes())
+    return total.hexdigest()
 
 
 def check_name(name: str) -> None:

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,12 +38,12 @@ from ring_jax.data.schema import row_to_json
 from ring_jax.data.sources.reasoning_tasks import TASKS
 from ring_jax.data.sources.shards import read_shards
 from ring_jax.data.sources.split import is_heldout, prompt_of
-from ring_jax.data.sources.virtual import OWN_FORM, UNFIT
+from ring_jax.data.sources.virtual import OWN_FORM, UNFIT, VirtualRows
 from ring_jax.verify import grade
 
 
 def virtual(**changes) -> SourceConfig:
-    options = {"task": "chain_sum", "level": "medium", "num_rows": 40}
+    options: dict[str, Any] = {"task": "chain_sum", "level": "medium", "num_rows": 40}
     return SourceConfig(kind="virtual", **(options | {"num_heldout": 8} | changes))
 
 
@@ -90,9 +91,9 @@ def test_the_problems_are_those_of_the_package():
 
 def test_seeds_and_ranges_that_differ_give_other_rows():
     base = [prompt_of(row) for row in read(level="hard").train]
-    options = [{"seed": 1}, {"generator_seed": 1}, {"first_row": 40}, {"seed": 41}]
+    options = [{"generator_seed": 1}, {"generator_seed": 41}, {"first_row": 40}]
     for other in options:
-        its = [prompt_of(row) for row in read(**({"level": "hard"} | other)).train]
+        its = [prompt_of(row) for row in read(level="hard", **other).train]
         assert len(set(its) & set(base)) <= 1, other
     same = read(seed=7, generator_seed=0, level="hard").train
     assert [prompt_of(row) for row in same] == base
@@ -176,7 +177,7 @@ def test_rows_are_sent_to_workers_without_their_generator():
 
 def run_config(source: SourceConfig, **changes) -> RunConfig:
     other = SourceConfig(kind="elements", num_rows=60, num_heldout=0)
-    settings = {
+    settings: dict[str, Any] = {
         "model": ModelConfig(vocab_size=512, eos_id=1, pad_id=1),
         "data": DataConfig(
             tokenizer=TokenizerConfig(vocab_size=300),
@@ -260,13 +261,13 @@ def test_a_second_start_generates_no_row_but_those_of_the_digest(tmp_path, monke
         config, data=dataclasses.replace(config.data, tokenizer=tokenizer)
     )
     made = []
-    true_row = type(read().train)._row
+    true_row = VirtualRows._row
 
     def counted(rows, number):
         made.append(number)
         return true_row(rows, number)
 
-    monkeypatch.setattr(type(read().train), "_row", counted)
+    monkeypatch.setattr(VirtualRows, "_row", counted)
     data = prepared.read(config, tmp_path)
     assert data.indexes["sums"].num_rows == 400
     assert len(made) < 100
@@ -304,7 +305,7 @@ def test_parameters_pass_through_a_file_of_settings_and_back():
     config = run_config(
         virtual(parameters={"min_terms": 3, "operators": ("+",)}, level="")
     )
-    tree = to_config_dict(config)
+    tree: Any = to_config_dict(config)
     tree.data.sources.sums.parameters.min_terms = 2
     tree.data.sources.sums.parameters.operators = ["+", "-"]
     back = from_config_dict(RunConfig, tree)
