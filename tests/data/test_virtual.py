@@ -44,7 +44,8 @@ from ring_jax.verify import grade
 
 def virtual(**changes) -> SourceConfig:
     options: dict[str, Any] = {"task": "chain_sum", "level": "medium", "num_rows": 40}
-    return SourceConfig(kind="virtual", **(options | {"num_heldout": 8} | changes))
+    options |= {"num_heldout": 8} | changes
+    return SourceConfig(kind="virtual", **options)
 
 
 def read(seed: int = 0, **changes) -> sources.SourceRows:
