@@ -109,23 +109,22 @@ def build_index(
     names, texts = [], []
     of_all, of_calls = _Parts(), _Parts()
     for known in sets:
-        long: list[tuple[np.ndarray, int]] = []
-        for item_id, question in known.items:
-            number = len(names)
-            names.append((known.name, item_id))
-            texts.append(question)
-            hashes = words.hash_words(question)
+        first = len(names)
+        names += [(known.name, item_id) for item_id, _ in known.items]
+        texts += [question for _, question in known.items]
+        long: dict[int, np.ndarray] = {}
+        for number in range(first, len(texts)):
+            hashes = words.hash_words(texts[number])
             is_short = len(hashes) < ngram
             parts = of_calls if is_short and known.asks_for_calls else of_all
-            parts.prompts.append((_whole(question), number))
+            parts.prompts.append((_whole(texts[number]), np.array([number])))
             if not is_short:
-                long.append((words.hash_ngrams(hashes, ngram), number))
+                long[number] = hashes
             elif len(hashes) >= shortest_ngram:
                 whole = words.hash_ngrams(hashes, len(hashes))
-                parts.by_length.setdefault(len(hashes), []).append((whole, number))
-        of_all.by_length.setdefault(ngram, []).extend(
-            _without_templates(long, limit=max_items_per_ngram)
-        )
+                parts.add(len(hashes), whole, np.array([number]))
+        if long:
+            of_all.add(ngram, *_telling_ngrams(long, ngram, limit=max_items_per_ngram))
     return Index(names, texts, of_all.table(), of_calls.table())
 
 
@@ -133,10 +132,15 @@ def build_index(
 class _Parts:
     """Hashes with the item that each belongs to, as they are gathered."""
 
-    prompts: list[tuple[np.ndarray, int]] = dataclasses.field(default_factory=list)
-    by_length: dict[int, list[tuple[np.ndarray, int]]] = dataclasses.field(
+    prompts: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(
+        default_factory=list
+    )
+    by_length: dict[int, list[tuple[np.ndarray, np.ndarray]]] = dataclasses.field(
         default_factory=dict
     )
+
+    def add(self, length: int, hashes: np.ndarray, owners: np.ndarray) -> None:
+        self.by_length.setdefault(length, []).append((hashes, owners))
 
     def table(self) -> Table:
         ngrams = {n: _sorted(parts) for n, parts in sorted(self.by_length.items())}
@@ -215,21 +219,30 @@ def _whole(prompt: str) -> np.ndarray:
     return np.array([words.digest64(plain.encode())], np.uint64)
 
 
-def _without_templates(
-    parts: Sequence[tuple[np.ndarray, int]], *, limit: int
-) -> list[tuple[np.ndarray, int]]:
-    if not parts:
-        return []
-    every = np.concatenate([np.unique(hashes) for hashes, _ in parts])
-    found, counts = np.unique(every, return_counts=True)
-    templates = found[counts > limit]
-    return [(hashes[~np.isin(hashes, templates)], number) for hashes, number in parts]
+def _telling_ngrams(
+    items: Mapping[int, np.ndarray], size: int, *, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes the n-grams of items that are no template's wording; all at once."""
+    lengths = [len(hashes) for hashes in items.values()]
+    owners = np.repeat(np.array(list(items)), lengths)
+    hashes = words.hash_ngrams(np.concatenate(list(items.values())), size)
+    # A run may not begin in one item and end in the next.
+    is_inside = owners[: len(hashes)] == owners[size - 1 :]
+    hashes, owners = hashes[is_inside], owners[: len(hashes)][is_inside]
+    order = np.lexsort((owners, hashes))
+    hashes, owners = hashes[order], owners[order]
+    is_new = np.ones(len(hashes), bool)
+    is_new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+    hashes, owners = hashes[is_new], owners[is_new]
+    _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    is_telling = counts[which] <= limit
+    return hashes[is_telling], owners[is_telling]
 
 
-def _sorted(parts: Sequence[tuple[np.ndarray, int]]) -> Items:
+def _sorted(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Items:
     if not parts:
         return Items(np.empty(0, np.uint64), np.empty(0, np.int64))
-    hashes = np.concatenate([part for part, _ in parts])
-    owners = np.concatenate([np.full(len(part), n, np.int64) for part, n in parts])
+    hashes = np.concatenate([hashes for hashes, _ in parts])
+    owners = np.concatenate([owners for _, owners in parts])
     different, first = np.unique(hashes, return_index=True)
     return Items(different, owners[first])

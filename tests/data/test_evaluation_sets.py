@@ -18,6 +18,7 @@ from ring_jax.config import (
     DuplicatesConfig,
     EvaluationSetsConfig,
     ModelConfig,
+    PackingConfig,
     RawSourceConfig,
     RunConfig,
     SourceConfig,
@@ -169,6 +170,7 @@ def run_config(path: pathlib.Path, **settings) -> RunConfig:
         data=DataConfig(
             tokenizer=TokenizerConfig(vocab_size=300),
             sources={"mine": source, "facts": clean},
+            packing=PackingConfig(window_rows=8),
             evaluation_sets=EvaluationSetsConfig(**settings),
         ),
         train=TrainConfig(global_batch_size=2, seq_len=2048),
