@@ -317,8 +317,8 @@ def test_a_set_that_cannot_be_read_is_refused(damage, tmp_path, monkeypatch):
 
 def test_the_quickstart_and_the_demo_are_clean():
     index = index_of(*PACKAGED)
-    run = from_config_dict(RunConfig, quickstart())
-    demonstration = from_config_dict(CurateConfig, demo.get_config())
+    run = from_config_dict(RunConfig, quickstart().to_dict())
+    demonstration = from_config_dict(CurateConfig, demo.get_config().to_dict())
     for name, source in run.data.sources.items():
         # Every kind of row; how many of them is not the question.
         fewer = dataclasses.replace(source, num_rows=min(source.num_rows, 600))
