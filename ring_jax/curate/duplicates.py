@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from ring_jax.config import ConfigError, DuplicatesConfig
-from ring_jax.curate import words
-from ring_jax.curate.rows import conversation_text, prompt_text
-from ring_jax.data.schema import Row
+from ring_jax.curate.rows import prompt_text
+from ring_jax.data import words
+from ring_jax.data.schema import Row, conversation_text
 
 STEP = "duplicates"
 SEED = 20408

@@ -123,7 +123,7 @@ def _steps(
     yield screen.STEP, functools.partial(screen.screen, config=config.screen)
     yield purify.STEP, functools.partial(purify.purify, config=config.purify)
     if config.contamination.check == "drop":
-        index = contamination.build_index(evaluation_sets, config=config.contamination)
+        index = contamination.index_of(evaluation_sets, config=config.contamination)
         find = functools.partial(contamination.find_contamination, index=index)
         yield contamination.STEP, find
     settings = config.verification

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ring_jax.config import PurifyConfig
-from ring_jax.curate import words
 from ring_jax.curate.rows import Rejection, prompt_text, reject, reply_text
+from ring_jax.data import words
 from ring_jax.data.schema import Row
 
 STEP = "purify"

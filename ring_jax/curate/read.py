@@ -21,6 +21,7 @@ from ring_jax.curate.columns import columns_of
 from ring_jax.curate.rows import RawRecord, Rejection, excerpt
 from ring_jax.curate.words import digest64
 from ring_jax.data import sources as packages
+from ring_jax.data.evaluation_sets import is_evaluation_set
 from ring_jax.data.schema import Row
 from ring_jax.data.sources.record_files import (
     BATCH,
@@ -65,9 +66,14 @@ def open_source(
         rows = read_package(config, name=name, seed=seed).train
 
         def read_rows(first: int) -> Iterator[Row]:
-            return itertools.islice(rows, first, None)
+            return iter(rows[first:])
 
         return OpenSource(name=name, config=config, files=(), read=read_rows)
+    if is_evaluation_set(config.kind):
+        raise ConfigError(
+            f"sources.{name}.kind={config.kind!r} is an evaluation set and is never "
+            "trained on; put it into evaluation_sets."
+        )
     if config.kind not in READERS:
         known = [*READERS, *(k for k in packages.READERS if k not in READERS)]
         raise ConfigError(f"sources.{name}.kind={config.kind!r} must be one of {known}")
@@ -88,7 +94,7 @@ def open_source(
         drawn = every if config.share == 1.0 else _draw(every, name, config.share)
         return itertools.islice(drawn, first, None)
 
-    files = tuple(_describe(path) for path in paths)
+    files = tuple(describe(path) for path in paths)
     return OpenSource(name=name, config=config, files=files, read=read_files)
 
 
@@ -120,6 +126,9 @@ def read_package(
         num_rows=config.num_rows,
         task=config.task,
         level=config.level,
+        first_row=config.first_row,
+        generator_seed=config.generator_seed,
+        parameters=config.parameters,
     )
     return packages.read(settings, name=name, seed=seed)
 
@@ -138,7 +147,8 @@ def _find(config: RawSourceConfig, name: str) -> list[pathlib.Path]:
     return found
 
 
-def _describe(path: pathlib.Path) -> SourceFile:
+def describe(path: pathlib.Path) -> SourceFile:
+    """Hashes a file."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return SourceFile(name=path.name, num_bytes=path.stat().st_size, sha256=sha256)

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ring_jax.data.schema import Row
+from ring_jax.data.schema import Row, conversation_text
 
 EXCERPT_CHARACTERS = 400
 """Of a removed row's text, as the quarantine and the manifest show it."""
@@ -59,15 +59,6 @@ def excerpt(text: str) -> str:
     """Returns the beginning of a text, with what JSON cannot carry made visible."""
     head = text[:EXCERPT_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")
     return head + ("…" if len(text) > EXCERPT_CHARACTERS else "")
-
-
-def conversation_text(row: Row) -> str:
-    """Returns all that a row says, turn after turn."""
-    if row.text:
-        return row.text
-    parts = [part for turn in row.messages for part in (turn.think, turn.content)]
-    calls = [call.to_json() for turn in row.messages for call in turn.tool_calls]
-    return "\n".join(filter(None, [*parts, *calls]))
 
 
 def prompt_text(row: Row) -> str:

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from ring_jax.config import ScreenConfig
-from ring_jax.curate.rows import Rejection, conversation_text, reject
-from ring_jax.data.schema import Row
+from ring_jax.curate.rows import Rejection, reject
+from ring_jax.data.schema import Row, conversation_text
 
 STEP = "screen"
 

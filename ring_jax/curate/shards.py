@@ -12,8 +12,8 @@ from ring_jax.curate.difficulty import band
 from ring_jax.curate.duplicates import STEP as DUPLICATES
 from ring_jax.curate.duplicates import Duplicate
 from ring_jax.curate.quarantine import Quarantine
-from ring_jax.curate.rows import conversation_text, reject
-from ring_jax.data.schema import Row, row_to_json
+from ring_jax.curate.rows import reject
+from ring_jax.data.schema import Row, conversation_text, row_to_json
 from ring_jax.data.sources.record_files import write_records
 
 SHOWN_CHARACTERS = 200

@@ -20,7 +20,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -139,15 +139,12 @@ def verify(index: LengthIndex, *, name: str) -> None:
         )
 
 
-def build(
-    rows: Iterable[tuple[Rendered, float]], *, seq_len: int, first_row: int = 0
-) -> LengthIndex:
+def build(rows: Iterable[tuple[Rendered, float]], *, seq_len: int) -> LengthIndex:
     """Counts the tokens of every row of a source.
 
     Args:
       rows: each row as tokens, with its difficulty from 0 to 1; read once, in order.
       seq_len: rows of more tokens count nothing.
-      first_row: the number of the first row.
     """
     counts, difficulties = [], []
     for chunk in _chunks(rows):
@@ -155,27 +152,9 @@ def build(
         difficulties.append(np.asarray([d for _, d in chunk], np.float32))
     if not counts:
         counts_CU = np.zeros((0, len(TOKEN_CLASSES) - 1), np.int32)
-        return from_counts(counts_CU, np.zeros(0, np.float32), first_row=first_row)
+        return from_counts(counts_CU, np.zeros(0, np.float32))
     counts_CU, difficulty_C = np.concatenate(counts), np.concatenate(difficulties)
-    return from_counts(counts_CU, difficulty_C, first_row=first_row)
-
-
-def build_virtual(
-    render: Callable[[int], tuple[Rendered, float]], *, rows: range, seq_len: int
-) -> LengthIndex:
-    """Counts the rows that a generator makes for a range of numbers.
-
-    Args:
-      render: row number -> its tokens and difficulty, always the same ones.
-      rows: the numbers, one after the other.
-      seq_len: as in `build`.
-
-    Raises:
-      ConfigError: the range is empty or has gaps.
-    """
-    if rows.step != 1 or not rows:
-        raise ConfigError(f"virtual source: {rows} must be numbers without gaps.")
-    return build(map(render, rows), seq_len=seq_len, first_row=rows.start)
+    return from_counts(counts_CU, difficulty_C)
 
 
 def count_classes(rendered: Rendered, *, seq_len: int) -> np.ndarray:
@@ -191,15 +170,12 @@ def count_classes(rendered: Rendered, *, seq_len: int) -> np.ndarray:
     return counted[1:].astype(np.int32)
 
 
-def from_counts(
-    counts_CU: np.ndarray, difficulty_C: np.ndarray, *, first_row: int = 0
-) -> LengthIndex:
+def from_counts(counts_CU: np.ndarray, difficulty_C: np.ndarray) -> LengthIndex:
     """Lays rows out in bands and blocks.
 
     Args:
       counts_CU: i32[C, U], predicted tokens of each row by class.
       difficulty_C: f32[C], of each row; equal ones are ordered by row.
-      first_row: the number of the first row.
     """
     num_rows = len(counts_CU)
     by_difficulty_C = np.argsort(difficulty_C, kind="stable")
@@ -222,7 +198,7 @@ def from_counts(
     starts_J = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
     placed_CU = np.ascontiguousarray(counts_CU[order_C])
     arrays = {
-        "rows_C": order_C + first_row,
+        "rows_C": order_C,
         "counts_CU": placed_CU,
         "starts_J": starts_J,
         "sums_JU": _block_sums(placed_CU, starts_J),

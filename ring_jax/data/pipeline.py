@@ -13,7 +13,7 @@ from absl import flags, logging
 
 from ring_jax.batch import Batch
 from ring_jax.config import ConfigError, RunConfig
-from ring_jax.data import chat, gate, packing
+from ring_jax.data import chat, evaluation_gate, gate, packing
 from ring_jax.data import prepared as prepared_data
 from ring_jax.data.chat import Rendered
 from ring_jax.data.ledger import Change, Ledger, entry_from_json
@@ -48,12 +48,14 @@ def prepare(
       kept_in: a run folder to look for known lengths of rows; None means `workdir`.
 
     Raises:
-      ConfigError: as `prepared.read` and `gate.check` do, or the run folder has another
-        tokenizer.
+      ConfigError: as `prepared.read`, `gate.check` and `evaluation_gate.check` do, or
+        the run folder has another tokenizer.
     """
     data = prepared_data.read(config, kept_in or workdir)
     gate.check(config, data)
+    overlaps = evaluation_gate.check(config, data, kept_in or workdir)
     prepared_data.save(data, workdir)
+    evaluation_gate.save(overlaps, workdir)
     return data
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run reads, before its first step: rows, tokenizer, tokens, length indexes."""
 
+import array
 import dataclasses
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ from ring_jax.config import ConfigError, RunConfig
 from ring_jax.data import chat, length_index, sources
 from ring_jax.data import tokenizer as tokenizers
 from ring_jax.data.chat import Rendered
+from ring_jax.data.evaluation_sets import is_evaluation_set
 from ring_jax.data.length_index import LengthIndex
 from ring_jax.data.long_rows import LengthPolicy, LengthReport
 from ring_jax.data.rendered_rows import RenderedRows, render_in_turn
@@ -125,7 +127,17 @@ def longer_path(workdir: str | os.PathLike[str], name: str) -> pathlib.Path:
 
 
 def open_sources(config: RunConfig) -> dict[str, SourceRows]:
-    """Reads the training and held-out rows of every declared source."""
+    """Reads the training and held-out rows of every declared source.
+
+    Raises:
+      ConfigError: as a source's reader does, or a source is an evaluation set.
+    """
+    for name, source in config.data.sources.items():
+        if is_evaluation_set(source.kind):
+            raise ConfigError(
+                f"data.sources.{name}.kind={source.kind!r} is an evaluation set and is "
+                "never trained on; leave it out."
+            )
     return {
         name: sources.read(source, name=name, seed=config.seed)
         for name, source in config.data.sources.items()
@@ -159,7 +171,8 @@ def _from_files(
     """Takes rows that stay in their files; each is rendered once to know its length."""
     policy, template = _policy(config, tokenizer), config.data.template
     if kept is None:
-        origins, reports = [], [LengthReport()]
+        # Eight bytes a row: a range may have ten million.
+        origins, reports = array.array("q"), [LengthReport()]
         every = render_in_turn(rows.train, tokenizer, template=template)
         apart = {prompt_of(row) for row in rows.heldout}
 

@@ -84,6 +84,15 @@ class Row:
         return self.messages[-1]
 
 
+def conversation_text(row: Row) -> str:
+    """Returns all that a row says, turn after turn."""
+    if row.text:
+        return row.text
+    parts = [part for turn in row.messages for part in (turn.think, turn.content)]
+    calls = [call.to_json() for turn in row.messages for call in turn.tool_calls]
+    return "\n".join(filter(None, [*parts, *calls]))
+
+
 def row_from_json(line: str | bytes, *, where: str, defaults: Mapping[str, Any]) -> Row:
     """Reads a row from one line of JSON, strictly.
 

@@ -44,6 +44,7 @@ from ring_jax.train.stop import StopRequest, stop_request
 RESUMABLE_CHANGES = (
     "num_devices",
     "mesh",
+    "data.evaluation_sets",
     "data.num_workers",
     "data.on_change",
     "data.packing.no_room",

@@ -160,11 +160,14 @@ def test_a_second_run_does_nothing(clone):
     first = clone.run()
     assert first.returncode == 0, first.stderr
     assert "chatter" not in first.stdout + first.stderr
-    venv, install, data_only = clone.calls()
+    venv, install, data_only, evaluation_sets = clone.calls()
     assert venv == "venv"
     assert "launch/constraints.txt" in install
     assert install.endswith("--editable .[curate,data,parity,test]")
     assert data_only.endswith("--no-deps bfcl-eval==2026.3.23")
+    # Beside our packages, its folder `benchmarks` would hide ours.
+    assert "--target" in evaluation_sets
+    assert "nemo-gym==" in evaluation_sets
     second = clone.run()
     assert second.returncode == 0
     assert "up to date" in second.stdout

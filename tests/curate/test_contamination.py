@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ring_jax.config import ConfigError, ContaminationConfig, RawSourceConfig
 from ring_jax.curate.contamination import (
     EvaluationSet,
-    build_index,
     find_contamination,
+    index_of,
     read_evaluation_set,
 )
 from ring_jax.curate.rows import Rejection
@@ -39,7 +39,7 @@ def make_row(prompt: str, reply: str = "Yes, indeed.") -> Row:
 
 def is_found(row: Row, items=ITEMS, **settings) -> bool:
     known = EvaluationSet(name="exam", files=(), items=items)
-    index = build_index([known], config=ContaminationConfig(**settings))
+    index = index_of([known], config=ContaminationConfig(**settings))
     (result,) = find_contamination([row], index=index)
     return isinstance(result, Rejection)
 

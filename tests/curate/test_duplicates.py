@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring_jax.config import DuplicatesConfig
-from ring_jax.curate import words
 from ring_jax.curate.duplicates import (
     Keys,
     band_size,
     compute_keys,
     find_duplicates,
 )
+from ring_jax.data import words
 from ring_jax.data.schema import Row
 
 CONFIG = DuplicatesConfig()

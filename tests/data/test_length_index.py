@@ -78,15 +78,6 @@ def test_bands_split_rows_by_rank_of_difficulty():
         assert sorted(ranks[members]) == list(range(50 * band, 50 * band + 50))
 
 
-def test_a_virtual_source_is_indexed_over_its_range():
-    index = length_index.build_virtual(rendered, rows=range(50, 80), seq_len=40)
-    assert sorted(index.rows_C.tolist()) == list(range(50, 80))
-    stored = length_index.build(map(rendered, range(50, 80)), seq_len=40)
-    assert (index.counts_CU == stored.counts_CU).all()
-    with pytest.raises(ConfigError, match="without gaps"):
-        length_index.build_virtual(rendered, rows=range(50, 80, 2), seq_len=40)
-
-
 def test_a_saved_index_is_mapped_back_whole(rows, tmp_path):
     index = length_index.build(rows, seq_len=40)
     for _ in range(2):  # saving an equal index again changes nothing
@@ -108,8 +99,6 @@ def test_the_digest_sees_every_array(rows):
     other = length_index.build([(changed, difficulty), *rows[1:]], seq_len=40)
     is_same = (changed.classes[1:] == tokens.classes[1:]).all()
     assert (other.digest == index.digest) == is_same
-    shifted = length_index.build(rows, seq_len=40, first_row=1)
-    assert shifted.digest != index.digest
 
 
 def test_damage_is_told_in_one_line(tmp_path):

@@ -14,6 +14,7 @@ from ring_jax.data.sources.reasoning import read_reasoning
 from ring_jax.data.sources.shards import read_shards
 from ring_jax.data.sources.split import SourceRows
 from ring_jax.data.sources.tool_calls import read_tool_calls
+from ring_jax.data.sources.virtual import read_virtual
 
 __all__ = ["READERS", "Reader", "SourceRows", "read"]
 
@@ -37,6 +38,7 @@ READERS: Mapping[str, Reader] = {
     "code": read_code,
     "jsonl": read_jsonl,
     "array_record": read_shards,
+    "virtual": read_virtual,
 }
 
 

@@ -56,7 +56,7 @@ def read_reasoning(config: SourceConfig, *, name: str, seed: int) -> SourceRows:
 def _draw(
     config: SourceConfig, *, name: str, seed: int
 ) -> Iterator[tuple[dict[str, Any], Problem]]:
-    settings = _settings(config, name)
+    settings = level_settings(config, name)
     import reasoning_gym  # an optional dependency; the caller has checked it
 
     num_draws = MAX_DRAWS_PER_ROW * (config.num_rows + config.num_heldout * 8)
@@ -76,7 +76,12 @@ def _draw(
             yield entry, problem
 
 
-def _settings(config: SourceConfig, name: str) -> dict[str, Any]:
+def level_settings(config: SourceConfig, name: str) -> dict[str, Any]:
+    """Looks up the generator's settings of a task's level.
+
+    Raises:
+      ConfigError: the task or the level is unknown.
+    """
     if config.task not in TASKS:
         raise ConfigError(
             f"data.sources.{name}.task={config.task!r} must be one of {sorted(TASKS)}."

@@ -3,8 +3,8 @@
 
 A word is a run of letters and digits, in lower case and without accents' variants
 (NFKC), or one operator: 3 + 4 is not 3 - 4. Scripts without blanks give one word per
-character. Hashes are the same on every
-machine and in every process, so that chunks made by several workers agree.
+character; LaTeX that only says how a formula looks gives none. Hashes are the same on
+every machine and in every process, so that chunks made by several workers agree.
 """
 
 import functools
@@ -16,13 +16,23 @@ import numpy as np
 
 # Han, kana and Hangul have no blanks between words, or none that matter here.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+|[-+*/=^<>%]")
+# What LaTeX says about looks alone: \left( and ( are the same, and so are an equation
+# between dollars and one in an environment.
+_LAYOUT = re.compile(
+    r"\\(?:begin|end)\{(?:equation|align|aligned|gather|displaymath|math)\*?\}"
+    r"|\\(?:left|right|bigg?[lr]?|displaystyle|textstyle|limits|q?quad)(?![a-z])"
+)
+_FRACTION = re.compile(r"\\[dt]frac(?![a-z])")
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd: multiplication by it is a permutation
 _NUM_REMEMBERED = 1 << 18
 
 
 def words(text: str) -> list[str]:
     """Splits a text into normalised words."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    if "\\" in plain:
+        plain = _FRACTION.sub(r"\\frac", _LAYOUT.sub(" ", plain))
+    return _WORD.findall(plain)
 
 
 def hash_words(text: str) -> np.ndarray:
