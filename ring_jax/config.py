@@ -646,8 +646,6 @@ class RawSourceConfig:
 
     def __post_init__(self):
         check_virtual(self.first_row, self.parameters)
-
-    def __post_init__(self):
         if not 0.0 < self.share <= 1.0:
             raise ConfigError(f"share={self.share} must be above 0 and at most 1.")
         for word, difficulty in self.difficulties.items():

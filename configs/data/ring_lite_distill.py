@@ -52,6 +52,8 @@ MAX_ROW_BYTES = 20_000_000
 """Coding tasks come with their tests: megabytes, where contests judge large inputs."""
 TIMEOUT_SECONDS = 120.0
 """Of all tests of a program together."""
+KEPT_OUT = ("aime24", "aime25", "hmmt", "humaneval", "ifbench", "bfcl")
+"""Evaluation sets that packages ship; add your own files as `evaluation_sets`."""
 
 REASONING = {
     # open-r1/OpenR1-Math-220k: problem, solution, answer, generations, messages, ...;
@@ -437,6 +439,7 @@ def get_config(argument: str = "reasoning:raw"):
     return to_config_dict(
         CurateConfig(
             sources={name: _below(root or "raw", sources[name]) for name in chosen},
+            evaluation_sets={name: RawSourceConfig(kind=name) for name in KEPT_OUT},
             max_row_bytes=MAX_ROW_BYTES,
             verification=VerificationConfig(timeout_seconds=TIMEOUT_SECONDS),
         )

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, NoReturn
 from ring_jax.config import ConfigError, RawSourceConfig, SourceConfig
 from ring_jax.curate.columns import columns_of
 from ring_jax.curate.rows import RawRecord, Rejection, excerpt
-from ring_jax.curate.words import digest64
 from ring_jax.data import sources as packages
 from ring_jax.data.evaluation_sets import is_evaluation_set
 from ring_jax.data.schema import Row
@@ -30,6 +29,7 @@ from ring_jax.data.sources.record_files import (
     count_records,
     find_files,
 )
+from ring_jax.data.words import digest64
 
 STEP = "read"
 

@@ -50,8 +50,8 @@ from ring_jax.curate.journal import Journal
 from ring_jax.curate.quarantine import rejection_to_json
 from ring_jax.curate.read import OpenSource, open_source
 from ring_jax.curate.rows import RawRecord, Rejection, prompt_text, reject
-from ring_jax.curate.words import hash_ngrams, hash_words, words
 from ring_jax.data.schema import Message, Row, row_to_json
+from ring_jax.data.words import hash_ngrams, hash_words, words
 from ring_jax.verify import Sandbox
 
 Generate = Callable[[Sequence[str], TeacherSamplingConfig], list[str]]
