@@ -27,6 +27,7 @@ from ring_jax.config import ConfigError
 VERBS = {
     "doctor": "doctor",
     "curate": "curate",
+    "pack": "pack",
     "inspect": "inspect",
     "plan": "plan",
     "train": "train",

@@ -46,6 +46,7 @@ RESUMABLE_CHANGES = (
     "mesh",
     "data.num_workers",
     "data.on_change",
+    "data.packed",
     "data.packing.no_room",
     "model.attention_implementation",
     "model.moe.implementation",

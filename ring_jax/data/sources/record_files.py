@@ -42,15 +42,22 @@ def find_files(path: str, *, suffix: str = "") -> list[pathlib.Path]:
     return sorted(of_kind if found.is_dir() and of_kind else shown)
 
 
-def write_records(path: pathlib.Path, records: Iterable[bytes]) -> None:
+def write_records(
+    path: pathlib.Path, records: Iterable[bytes], *, options: str = OPTIONS
+) -> None:
     """Writes a file that is there whole or not at all.
+
+    Args:
+      path: of the file.
+      records: its records, in order.
+      options: of ArrayRecord's writer.
 
     Raises:
       OSError: it cannot be read back, as on a full disk.
     """
     unfinished, count = path.with_name(f".{path.name}.unfinished"), 0
     unfinished.unlink(missing_ok=True)
-    writer = array_record_module.ArrayRecordWriter(str(unfinished), OPTIONS)
+    writer = array_record_module.ArrayRecordWriter(str(unfinished), options)
     try:
         for record in records:
             writer.write(record)
@@ -130,6 +137,19 @@ class RecordFiles(Sequence[bytes]):
             count = end - (self._ends[file - 1] if file else 0)
             for first in range(0, count, BATCH):
                 yield from self._open(file).read(first, min(first + BATCH, count))
+
+    def take(self, numbers: Sequence[int]) -> list[bytes]:
+        """Reads several records, those of a file at once."""
+        by_file: dict[int, list[tuple[int, int]]] = {}
+        for place, number in enumerate(numbers):
+            file, record = self._at(range(len(self))[number])
+            by_file.setdefault(file, []).append((place, record))
+        found = [b""] * len(numbers)
+        for file, places in by_file.items():
+            records = self._open(file).read([record for _, record in places])
+            for (place, _), record in zip(places, records, strict=True):
+                found[place] = record
+        return found
 
     def where(self, number: int) -> str:
         """Names the place of a record for people: file and record, counted from 1."""
