@@ -181,7 +181,9 @@ def _encode_pieces(
     texts = list(dict.fromkeys(p.text for p in pieces if not _is_token(p, tokenizer)))
     ids_of = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
     specials = {p.text for p in pieces if _is_token(p, tokenizer)}
-    special_ids = {name: [tokenizer.special_id(name)] for name in specials}
+    special_ids = {
+        name: np.asarray([tokenizer.special_id(name)], np.int32) for name in specials
+    }
     return [_join(row, ids_of, special_ids, tokenizer) for row in pieces_by_row]
 
 
@@ -193,16 +195,17 @@ def _is_token(piece: _Piece, tokenizer: Tokenizer) -> bool:
 
 def _join(
     pieces: Sequence[_Piece],
-    ids_of: dict[str, list[int]],
-    special_ids: dict[str, list[int]],
+    ids_of: dict[str, np.ndarray],
+    special_ids: dict[str, np.ndarray],
     tokenizer: Tokenizer,
 ) -> Rendered:
-    ids, classes = [], []
-    for piece in pieces:
-        table = special_ids if _is_token(piece, tokenizer) else ids_of
-        ids += table[piece.text]
-        classes += [TOKEN_CLASSES.index(piece.token_class)] * len(table[piece.text])
-    return Rendered(np.asarray(ids, np.int32), np.asarray(classes, np.int32))
+    tables = [special_ids if _is_token(p, tokenizer) else ids_of for p in pieces]
+    parts = [table[piece.text] for table, piece in zip(tables, pieces, strict=True)]
+    classes = [TOKEN_CLASSES.index(piece.token_class) for piece in pieces]
+    return Rendered(
+        np.concatenate(parts),
+        np.repeat(np.asarray(classes, np.int32), [len(part) for part in parts]),
+    )
 
 
 _NO_TAG = "(?:(?!" + "|".join(map(re.escape, (*CHAT_TOKENS, *THINK_TOKENS))) + ").)*"

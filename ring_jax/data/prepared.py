@@ -135,9 +135,9 @@ def open_sources(config: RunConfig) -> dict[str, SourceRows]:
 
 def _in_memory(config: RunConfig, rows: SourceRows, tokenizer: Tokenizer) -> _Source:
     policy = _policy(config, tokenizer)
-    every = chat.render_rows(rows.train, tokenizer, template=config.data.template)
+    every = render_in_turn(rows.train, tokenizer, template=config.data.template)
     rendered, origins, difficulties, report = [], [], [], LengthReport()
-    for number, (row, tokens) in enumerate(zip(rows.train, every, strict=True)):
+    for number, (row, tokens) in enumerate(every):
         parts, report = policy.fit_counted(tokens, report)
         rendered += parts
         origins += [number] * len(parts)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Byte-level BPE tokenizers: any `tokenizer.json`, or one trained on the run's text."""
 
+import array
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import pathlib
 import socket
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -90,10 +92,14 @@ class Tokenizer:
         """Encodes text; a special token spelled out in it stays plain text."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encodes many texts at once, on all cores."""
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encodes many texts at once, on all cores: i32[T] of each."""
         encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        # Through array.array, which reads a list of integers twice as fast as numpy.
+        return [
+            np.frombuffer(array.array("i", encoding.ids), np.int32)
+            for encoding in encodings
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turns ids back into text, special tokens spelled out."""
