@@ -157,10 +157,10 @@ def test_workers_read_the_same_bytes(data, packed, made):
 
 
 def test_rows_left_out_are_counted_as_on_the_fly(data, tmp_path):
-    full = {"packing": PackingConfig(window_rows=8, fill=1.0)}
+    full = PackingConfig(window_rows=8, fill=1.0)
     stages = {"base": StageConfig(mixture={"sums": 1.0, "orders": 1.0}, num_steps=40)}
     # At once, without the start gate, which refuses such a fill.
-    config = run_config(**full, stages=stages)
+    config = run_config(packing=full, stages=stages)
     with opened(config, data) as batches:
         take(batches, 40)
         expected = batches.get_state()
@@ -170,7 +170,7 @@ def test_rows_left_out_are_counted_as_on_the_fly(data, tmp_path):
     manifest = {"kind": "packed rows", "format": packed_rows.FORMAT}
     manifest["stages"] = json.loads(json.dumps({"base": writer.finish()}))
     (tmp_path / packed_rows.MANIFEST).write_text(json.dumps(manifest))
-    with opened(run_config(tmp_path, **full, stages=stages), data) as batches:
+    with opened(run_config(tmp_path, packing=full, stages=stages), data) as batches:
         take(batches, 40)
         assert batches.get_state() == expected
     refusing = PackingConfig(window_rows=8, fill=1.0, no_room="refuse")
