@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small, for a first look")
     parser.add_argument("--curation-rows", type=int, default=0, metavar="ROWS")
     args = parser.parse_args()
-    num_traces, num_dedup_rows = (60, 2_000) if args.quick else (1_000, 20_000)
+    num_traces, num_dedup_rows = (60, 2_000) if args.quick else (2_000, 20_000)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         result = prepare_and_feed.measure(folder, num_traces=num_traces)

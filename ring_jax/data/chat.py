@@ -16,7 +16,7 @@ arXiv:2504.07158 for reasoning between <think> and </think>.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -176,38 +176,39 @@ def _tool_pieces(message: Message, token_class: str) -> Iterator[_Piece]:
 def _encode_pieces(
     pieces_by_row: Sequence[Sequence[_Piece]], tokenizer: Tokenizer
 ) -> list[Rendered]:
-    pieces = [piece for row in pieces_by_row for piece in row]
     # Most texts are role names; each distinct one is encoded once.
-    texts = list(dict.fromkeys(p.text for p in pieces if not _is_token(p, tokenizer)))
-    ids_of = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-    specials = {p.text for p in pieces if _is_token(p, tokenizer)}
-    special_ids = {
-        name: np.asarray([tokenizer.special_id(name)], np.int32) for name in specials
-    }
-    return [_join(row, ids_of, special_ids, tokenizer) for row in pieces_by_row]
+    distinct = dict.fromkeys(
+        (piece.text, piece.is_special) for row in pieces_by_row for piece in row
+    )
+    ids_of, texts = {}, []
+    for key in distinct:
+        if _is_token(*key, tokenizer):
+            ids_of[key] = np.asarray([tokenizer.special_id(key[0])], np.int32)
+        else:
+            texts.append(key)
+    encoded = tokenizer.encode_batch([text for text, _ in texts])
+    ids_of |= zip(texts, encoded, strict=True)
+    return [_join(row, ids_of) for row in pieces_by_row]
 
 
-def _is_token(piece: _Piece, tokenizer: Tokenizer) -> bool:
+def _is_token(text: str, is_special: bool, tokenizer: Tokenizer) -> bool:
     # Ling's first tokenizer has no tool tags: there they are text that reads the same.
-    is_optional = piece.text in TOOL_TOKENS
-    return piece.is_special and (not is_optional or tokenizer.has_special(piece.text))
+    is_optional = text in TOOL_TOKENS
+    return is_special and (not is_optional or tokenizer.has_special(text))
 
 
 def _join(
-    pieces: Sequence[_Piece],
-    ids_of: dict[str, np.ndarray],
-    special_ids: dict[str, np.ndarray],
-    tokenizer: Tokenizer,
+    pieces: Sequence[_Piece], ids_of: Mapping[tuple[str, bool], np.ndarray]
 ) -> Rendered:
-    tables = [special_ids if _is_token(p, tokenizer) else ids_of for p in pieces]
-    parts = [table[piece.text] for table, piece in zip(tables, pieces, strict=True)]
-    classes = [TOKEN_CLASSES.index(piece.token_class) for piece in pieces]
+    parts = [ids_of[piece.text, piece.is_special] for piece in pieces]
+    classes = [_CLASS_IDS[piece.token_class] for piece in pieces]
     return Rendered(
         np.concatenate(parts),
         np.repeat(np.asarray(classes, np.int32), [len(part) for part in parts]),
     )
 
 
+_CLASS_IDS = {name: number for number, name in enumerate(TOKEN_CLASSES)}
 _NO_TAG = "(?:(?!" + "|".join(map(re.escape, (*CHAT_TOKENS, *THINK_TOKENS))) + ").)*"
 _REPLY = re.compile(
     f"(?:<think>(?P<think>{_NO_TAG})</think>)?(?P<answer>{_NO_TAG})", re.S

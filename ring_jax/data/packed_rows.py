@@ -84,18 +84,6 @@ def stage_claim(
     }
 
 
-def claims_of(config: RunConfig, data: PreparedData) -> dict[str, Claim]:
-    """Lists the claim of every stage of a run, as its config says it."""
-    return {
-        name: stage_claim(
-            stage_identity(config, data, stage=name),
-            open_ledger(config, data.indexes, stage=name),
-            num_steps=stage.num_steps,
-        )
-        for name, stage in config.stages.items()
-    }
-
-
 def check(config: RunConfig, data: PreparedData) -> None:
     """Checks before the first step that a run can read the folder that it names.
 
@@ -103,7 +91,10 @@ def check(config: RunConfig, data: PreparedData) -> None:
       ConfigError: as `open_stage` does, for any of its stages.
     """
     if config.data.packed is not None:
-        for claim in claims_of(config, data).values():
+        for name, stage in config.stages.items():
+            identity = stage_identity(config, data, stage=name)
+            ledger = open_ledger(config, data.indexes, stage=name)
+            claim = stage_claim(identity, ledger, num_steps=stage.num_steps)
             open_stage(config.data.packed, claim, data=config.data)
 
 

@@ -2,6 +2,7 @@
 """Byte-level BPE tokenizers: any `tokenizer.json`, or one trained on the run's text."""
 
 import array
+import functools
 import hashlib
 import json
 import os
@@ -61,7 +62,7 @@ class Tokenizer:
         self._backend = backend
         self._plain = _without_special_tokens(backend)
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the highest id in use."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -107,6 +108,11 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """Writes the content of `tokenizer.json`."""
+        return self._json
+
+    @functools.cached_property
+    def _json(self) -> str:
+        # A third of a second for a large vocabulary, and asked for at every start.
         return self._backend.to_str(pretty=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:

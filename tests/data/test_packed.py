@@ -165,8 +165,7 @@ def test_rows_left_out_are_counted_as_on_the_fly(data, tmp_path):
         take(batches, 40)
         expected = batches.get_state()
     assert expected["left_out"] > 0, "else this test shows nothing"
-    claims = packed_rows.claims_of(config, data)
-    writer = pack.StageWriter(config, data, claims["base"], tmp_path, 1)
+    writer = pack.StageWriter(config, data, tmp_path, 1, stage="base")
     manifest = {"kind": "packed rows", "format": packed_rows.FORMAT}
     manifest["stages"] = json.loads(json.dumps({"base": writer.finish()}))
     (tmp_path / packed_rows.MANIFEST).write_text(json.dumps(manifest))
