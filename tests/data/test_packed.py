@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import resource
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring_jax.batch import Batch
+from ring_jax.cli.status import ENVIRONMENT, status_of
 from ring_jax.config import (
     ConfigError,
     DataConfig,
@@ -270,6 +272,24 @@ def test_an_interrupted_folder_ends_with_the_same_bytes(packed, tmp_path, monkey
     for path in files:
         again = tmp_path / path.relative_to(packed)
         assert again.read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_disk_that_fills_leaves_no_half_shard(packed, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (packed / SHARD).stat().st_size
+    others = [path.stat().st_size for path in (packed / "lengths").rglob("*.npy")]
+    assert max(others) < size - 5_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 5_000, hard))
+    try:
+        with pytest.raises(OSError, match="could not be written whole") as error:
+            pack.pack(run_config(), tmp_path, tokens_per_shard=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status_of(error.value) == ENVIRONMENT
+    assert not [path for path in tmp_path.iterdir() if "array_record" in path.name]
+    assert not (tmp_path / packed_rows.MANIFEST).exists()
+    pack.pack(run_config(), tmp_path, tokens_per_shard=1)
+    assert (tmp_path / SHARD).read_bytes() == (packed / SHARD).read_bytes()
 
 
 def test_a_finished_folder_is_left_alone_and_a_damaged_one_mended(copied):

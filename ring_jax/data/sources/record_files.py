@@ -5,7 +5,7 @@ import bisect
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from array_record.python import (
@@ -53,17 +53,17 @@ def write_records(
       options: of ArrayRecord's writer.
 
     Raises:
-      OSError: it cannot be read back, as on a full disk.
+      OSError: it cannot be written, or not be read back, as on a full disk.
     """
     unfinished, count = path.with_name(f".{path.name}.unfinished"), 0
     unfinished.unlink(missing_ok=True)
     writer = array_record_module.ArrayRecordWriter(str(unfinished), options)
     try:
         for record in records:
-            writer.write(record)
+            _call(unfinished, writer.write, record)
             count += 1
     finally:
-        writer.close()
+        _call(unfinished, writer.close)
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
     # The writer may not report a full disk: what cannot be read back is no file.
@@ -73,6 +73,18 @@ def write_records(
     if not is_whole:
         raise OSError(f"{path.name} could not be written whole; is the disk full?")
     unfinished.replace(path)
+
+
+def _call(unfinished: pathlib.Path, action: Callable[..., Any], *args: Any) -> None:
+    """Calls a method of the writer, which says RuntimeError where the disk is full."""
+    try:
+        action(*args)
+    except RuntimeError as error:
+        unfinished.unlink(missing_ok=True)
+        what = " ".join(str(error).split())[:120]
+        raise OSError(
+            f"{unfinished.parent}: a shard could not be written whole ({what})"
+        ) from None
 
 
 def count_records(path: pathlib.Path) -> int:
