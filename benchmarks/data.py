@@ -15,7 +15,6 @@ import argparse
 import json
 import pathlib
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -44,6 +43,16 @@ from ring_jax.config import CurateConfig, RawSourceConfig, to_config_dict
 def get_config():
     source = RawSourceConfig(path={path!r}, licence="CC0-1.0")
     return to_config_dict(CurateConfig(sources={{"rows": source}}))
+"""
+CURATE = """
+import pathlib, sys
+from ring_jax.cli.main import main
+
+status = main(sys.argv[1:])
+lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+# Not getrusage, whose maximum a process has from the one that started it.
+print(*(line for line in lines if line.startswith("VmHWM")))
+sys.exit(status)
 """
 
 
@@ -144,10 +153,9 @@ def curation_peak_bytes(folder: pathlib.Path, *, num_rows: int) -> int:
     config = folder / "curation.py"
     config.write_text(CURATION.format(path=str(path)), encoding="utf-8")
     words = [f"--config={config}", f"--workdir={folder / 'curated'}"]
-    command = [sys.executable, "-m", "ring_jax.cli.main", "curate", *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    # On Linux in KiB; of the largest process, which is the command itself.
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    command = [sys.executable, "-c", CURATE, "curate", *words]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.split()[-2]) * 1024
 
 
 if __name__ == "__main__":
