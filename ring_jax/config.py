@@ -337,6 +337,9 @@ class DataConfig:
     )
     cache_dir: str | None = None
     """Where trained tokenizers are kept; None: the run folder."""
+    packed: str | None = None
+    """Folder of `ring pack`, from which stages read their packed rows; None packs them
+    while training. Batches are the same."""
     num_workers: int = 0
     """Processes that make batches beside the training process; 0 uses a thread of it.
     Batches are the same with any number."""

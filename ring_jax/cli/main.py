@@ -28,6 +28,7 @@ VERBS = {
     "doctor": "doctor",
     "synthesise": "synthesise",
     "curate": "curate",
+    "pack": "pack",
     "inspect": "inspect",
     "plan": "plan",
     "train": "train",

@@ -19,10 +19,10 @@ import numpy as np
 
 from ring_jax.config import CurateConfig
 from ring_jax.curate import duplicates, forms, read
-from ring_jax.curate.files import new_folder, write_whole
 from ring_jax.curate.quarantine import rejection_to_json
 from ring_jax.curate.read import OpenSource
 from ring_jax.curate.rows import RawRecord, Rejection, Step
+from ring_jax.data.output_folder import new_folder, write_whole
 from ring_jax.data.schema import Row, row_from_json, row_to_json
 
 

@@ -34,7 +34,6 @@ from ring_jax.curate import (
 )
 from ring_jax.curate.chunks import Chunk, finish_chunks
 from ring_jax.curate.contamination import EvaluationSet, read_evaluation_set
-from ring_jax.curate.files import agree_on_plan, own_folder, write_whole
 from ring_jax.curate.manifest import (
     MANIFEST,
     REPORT,
@@ -48,6 +47,7 @@ from ring_jax.curate.quarantine import Quarantine
 from ring_jax.curate.read import OpenSource, open_source
 from ring_jax.curate.rows import Step
 from ring_jax.curate.shards import Tally, shard_names, survivors, write_shards
+from ring_jax.data.output_folder import agree_on_plan, own_folder, write_whole
 from ring_jax.report import write_curation_report
 from ring_jax.verify import Sandbox
 
@@ -64,7 +64,7 @@ def curate(config: CurateConfig, folder: pathlib.Path) -> Manifest:
       OSError: the disk is full, or a folder cannot be written.
     """
     opened = Opened(open_sources(config), open_evaluation_sets(config))
-    with own_folder(folder) as work:
+    with own_folder(folder, kind="curation") as work:
         agree_on_plan(folder, make_plan(config, opened))
         if (folder / MANIFEST).exists():
             shutil.rmtree(work)

@@ -44,12 +44,12 @@ from ring_jax.config import (
 from ring_jax.curate.answers import keep_consistent, pass_rate
 from ring_jax.curate.chat_server import ChatServer
 from ring_jax.curate.difficulty import band
-from ring_jax.curate.files import agree_on_plan, own_folder, write_whole
 from ring_jax.curate.forms import normalise, read_reply
 from ring_jax.curate.journal import Journal
 from ring_jax.curate.quarantine import rejection_to_json
 from ring_jax.curate.read import OpenSource, open_source
 from ring_jax.curate.rows import RawRecord, Rejection, prompt_text, reject
+from ring_jax.data.output_folder import agree_on_plan, own_folder, write_whole
 from ring_jax.data.schema import Message, Row, row_to_json
 from ring_jax.data.words import hash_ngrams, hash_words, words
 from ring_jax.verify import Sandbox
@@ -97,7 +97,7 @@ def synthesise(
         open_source(source, name=name, seed=0, max_row_bytes=config.max_row_bytes)
         for name, source in config.seeds.items()
     ]
-    with own_folder(folder):
+    with own_folder(folder, kind="synthesis"):
         agree_on_plan(folder, _plan(config, opened))
         if (folder / SUMMARY).exists():
             return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))

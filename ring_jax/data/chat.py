@@ -20,7 +20,7 @@ import dataclasses
 import itertools
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -203,14 +203,21 @@ def _encode_pieces(
 ) -> list[Rendered]:
     runs_by_row = [_runs(pieces, tokenizer) for pieces in pieces_by_row]
     # Most texts are role names; each distinct one is encoded once.
-    texts = {
-        run[0].text: None
+    distinct = dict.fromkeys(
+        (run[0].text, run[0].is_special)
         for runs in runs_by_row
         for run in runs
-        if len(run) == 1 and not run[0].is_special
-    }
-    encoded = tokenizer.encode_batch(list(texts))
-    ids_of = dict(zip(texts, encoded, strict=True))
+        if len(run) == 1
+    )
+    ids_of, texts = {}, []
+    for key in distinct:
+        text, is_special = key
+        if is_special:
+            ids_of[key] = np.asarray([tokenizer.special_id(text)], np.int32)
+        else:
+            texts.append(key)
+    encoded = tokenizer.encode_batch([text for text, _ in texts])
+    ids_of |= zip(texts, encoded, strict=True)
     return [_join(runs, ids_of, tokenizer) for runs in runs_by_row]
 
 
@@ -229,36 +236,34 @@ def _runs(pieces: Sequence[_Piece], tokenizer: Tokenizer) -> list[list[_Piece]]:
 
 
 def _join(
-    runs: Sequence[Sequence[_Piece]], ids_of: dict[str, list[int]], tokenizer: Tokenizer
+    runs: Sequence[Sequence[_Piece]],
+    ids_of: Mapping[tuple[str, bool], np.ndarray],
+    tokenizer: Tokenizer,
 ) -> Rendered:
-    ids, classes = [], []
+    parts, classes = [], []
     for run in runs:
-        first = run[0]
         if len(run) > 1:
-            new_ids, new_classes = _encode_run(run, tokenizer)
-            ids += new_ids
-            classes += new_classes
-            continue
-        new_ids = (
-            [tokenizer.special_id(first.text)]
-            if first.is_special
-            else ids_of[first.text]
-        )
-        ids += new_ids
-        classes += [TOKEN_CLASSES.index(first.token_class)] * len(new_ids)
-    return Rendered(np.asarray(ids, np.int32), np.asarray(classes, np.int32))
+            ids, run_classes = _encode_run(run, tokenizer)
+        else:
+            ids = ids_of[run[0].text, run[0].is_special]
+            run_classes = np.full(len(ids), _CLASS_IDS[run[0].token_class], np.int32)
+        parts.append(ids)
+        classes.append(run_classes)
+    return Rendered(np.concatenate(parts), np.concatenate(classes))
 
 
 def _encode_run(
     run: Sequence[_Piece], tokenizer: Tokenizer
-) -> tuple[list[int], list[int]]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Encodes texts as one; a token has the class of its first character."""
     ids, starts = tokenizer.encode_with_starts("".join(piece.text for piece in run))
     ends = list(itertools.accumulate(len(piece.text) for piece in run))
     places = [bisect.bisect_right(ends, start) for start in starts]
-    return ids, [TOKEN_CLASSES.index(run[place].token_class) for place in places]
+    classes = [_CLASS_IDS[run[place].token_class] for place in places]
+    return np.asarray(ids, np.int32), np.asarray(classes, np.int32)
 
 
+_CLASS_IDS = {name: number for number, name in enumerate(TOKEN_CLASSES)}
 _NO_TAG = "(?:(?!" + "|".join(map(re.escape, (*CHAT_TOKENS, *THINK_TOKENS))) + ").)*"
 _REPLY = re.compile(
     f"(?:<think>(?P<think>{_NO_TAG})</think>)?(?P<answer>{_NO_TAG})", re.S

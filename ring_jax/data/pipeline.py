@@ -3,7 +3,6 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,18 +12,18 @@ from absl import flags, logging
 
 from ring_jax.batch import Batch
 from ring_jax.config import ConfigError, RunConfig
-from ring_jax.data import chat, evaluation_gate, gate, packing
+from ring_jax.data import chat, evaluation_gate, gate, packed_rows, packing
 from ring_jax.data import prepared as prepared_data
-from ring_jax.data.chat import Rendered
 from ring_jax.data.ledger import Change, Ledger, entry_from_json
 from ring_jax.data.prepared import PreparedData
-from ring_jax.data.rendered_rows import RenderedRows
 from ring_jax.data.stage_ledger import (
     class_weights_table,
     continued,
+    differences,
     open_ledger,
     stage_identity,
 )
+from ring_jax.data.steps import MadeSteps, Steps
 from ring_jax.data.windows import MAX_DELAY, Windows
 
 NUM_PREFETCHED = 4
@@ -53,6 +52,7 @@ def prepare(
     """
     data = prepared_data.read(config, kept_in or workdir)
     gate.check(config, data)
+    packed_rows.check(config, data)
     overlaps = evaluation_gate.check(config, data, kept_in or workdir)
     prepared_data.save(data, workdir)
     evaluation_gate.save(overlaps, workdir)
@@ -111,6 +111,7 @@ class TrainBatches(Iterator[Batch]):
         self._config, self._prepared, self._rows = config, prepared, tuple(rows)
         self._record = record
         self._identity = stage_identity(config, prepared, stage=stage)
+        self._num_steps = config.stages[stage].num_steps
         self._of_config = open_ledger(config, prepared.indexes, stage=stage)
         self._ledger = self._of_config
         weights = class_weights_table(config, stage=config.stages[stage])
@@ -160,16 +161,16 @@ class TrainBatches(Iterator[Batch]):
           ConfigError: the state is of another stage or of other data, or the config
             changes the mixture of steps that are done; names what differs.
         """
-        differences = _differences(state["identity"], self._identity)
+        changed = differences(state["identity"], self._identity)
         is_allowed = self._config.data.on_change == "allow"
-        if differences and not is_allowed:
+        if changed and not is_allowed:
             raise ConfigError(
-                f"data: changed since the checkpoint: {'; '.join(differences)}. Undo "
+                f"data: changed since the checkpoint: {'; '.join(changed)}. Undo "
                 "the change, use a new workdir, or set data.on_change=allow."
             )
         position = state["position"]
-        if differences:
-            logging.warning("data changed, as allowed: %s", "; ".join(differences))
+        if changed:
+            logging.warning("data changed, as allowed: %s", "; ".join(changed))
         else:
             table = [entry_from_json(entry) for entry in state["table"]]
             self._ledger = continued(self._of_config, table, position=position)
@@ -184,7 +185,15 @@ class TrainBatches(Iterator[Batch]):
 
         Returns:
           The step of the stage at which it begins.
+
+        Raises:
+          ConfigError: the batches are read from packed rows, which hold one mixture.
         """
+        if self._config.data.packed is not None:
+            raise ConfigError(
+                f"data.packed={self._config.data.packed} holds one mixture; unset it, "
+                "and run the same command again, to change the mixture of a run."
+            )
         window_steps = self._ledger.geometry.window_steps
         last_window = self._ledger.table[-1].start_window
         soonest = max(self._position, (last_window + 1) * window_steps)
@@ -210,10 +219,20 @@ class TrainBatches(Iterator[Batch]):
         if self._record is not None:
             self._record(self._ledger)
 
-    def _open(self, position: int) -> grain.DatasetIterator:
-        steps = _Steps(
-            Windows(self._ledger), self._prepared.rendered, self._rows, position
+    def _steps(self) -> Steps:
+        data = self._config.data
+        if data.packed is None:
+            windows = Windows(self._ledger)
+            return MadeSteps(windows, self._prepared.rendered, self._rows)
+        # Again, as the table may have changed while the run went on.
+        claim = packed_rows.stage_claim(
+            self._identity, self._ledger, num_steps=self._num_steps
         )
+        opened = packed_rows.open_stage(data.packed, claim, data=data)
+        return packed_rows.PackedSteps(opened, self._rows)
+
+    def _open(self, position: int) -> grain.DatasetIterator:
+        steps = _From(self._steps(), position)
         # One thread prefetches whole batches below; more would only make single ones.
         dataset = grain.MapDataset.source(steps).to_iter_dataset(
             grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -231,63 +250,17 @@ class TrainBatches(Iterator[Batch]):
         return iter(dataset)
 
 
-class _Steps:
+class _From:
     """Packed arrays of the steps from `first` on, as a random-access source."""
 
-    def __init__(
-        self,
-        windows: Windows,
-        rendered: Mapping[str, Sequence[Rendered]],
-        rows: Sequence[int],
-        first: int,
-    ):
-        self._windows, self._rows, self._first = windows, rows, first
-        self._rendered = list(rendered.values())
+    def __init__(self, steps: Steps, first: int):
+        self._steps, self._first = steps, first
 
     def __len__(self) -> int:
-        # Sources repeat, so a stage has no end of its own.
-        return sys.maxsize - self._first
+        return len(self._steps) - self._first
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        step = self._first + index
-        window_steps = self._windows.ledger.geometry.window_steps
-        bins = self._windows.bins(step)
-        num_left_out = 0
-        if step % window_steps == 0:
-            num_left_out = len(self._windows.left_out(step // window_steps).places_C)
-        chosen = [
-            list(zip(bin_.sources_C.tolist(), bin_.rows_C.tolist(), strict=True))
-            for bin_ in (bins[line] for line in self._rows)
-        ]
-        found = self._find({pair for bin_ in chosen for pair in bin_})
-        rows = [[(pair[0], found[pair]) for pair in bin_] for bin_ in chosen]
-        seq_len = self._windows.ledger.geometry.seq_len
-        # Counted once, with the window's first step, whichever rows a process takes.
-        count = {"left_out": np.full(1, num_left_out)}
-        return packing.stack(rows, seq_len=seq_len) | count
-
-    def _find(self, pairs: set[tuple[int, int]]) -> dict[tuple[int, int], Rendered]:
-        """Looks up rows by source and number; rows in files are rendered together."""
-        found = {}
-        for source, rows in enumerate(self._rendered):
-            numbers = sorted(row for its, row in pairs if its == source)
-            if not numbers:
-                continue
-            if isinstance(rows, RenderedRows):
-                tokens = rows.take(numbers)
-            else:
-                tokens = [rows[number] for number in numbers]
-            keys = [(source, number) for number in numbers]
-            found |= zip(keys, tokens, strict=True)
-        return found
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-        for key in [*now, *(key for key in before if key not in now)]
-        if before.get(key) != now.get(key)
-    ]
+        return self._steps[self._first + index]
 
 
 class _ToBatch(grain.transforms.Map):

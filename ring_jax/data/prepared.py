@@ -71,8 +71,9 @@ def read(
 
     Args:
       config: of the run.
-      workdir: a run folder; what it keeps of rows that lie in files is used as long as
-        the files, the tokenizer and the settings are the same.
+      workdir: a run folder; what it, or the folder of packed rows, keeps of rows that
+        lie in files is used as long as the files, the tokenizer and the settings are
+        the same.
 
     Raises:
       ConfigError: a source or row is bad, no row of a source fits, or the tokenizer
@@ -86,7 +87,7 @@ def read(
     for name, rows in opened.items():
         if rows.digest:
             key = _key(config, rows, name=name, tokenizer_digest=digest)
-            kept = None if workdir is None else _kept(workdir, name, key)
+            kept = _kept((workdir, config.data.packed), name, key)
             read_[name] = _from_files(config, rows, tokenizer, key, kept=kept)
         else:
             read_[name] = _in_memory(config, rows, tokenizer)
@@ -146,9 +147,9 @@ def open_sources(config: RunConfig) -> dict[str, SourceRows]:
 
 def _in_memory(config: RunConfig, rows: SourceRows, tokenizer: Tokenizer) -> _Source:
     policy = _policy(config, tokenizer)
-    every = chat.render_rows(rows.train, tokenizer, template=config.data.template)
+    every = render_in_turn(rows.train, tokenizer, template=config.data.template)
     rendered, origins, difficulties, report = [], [], [], LengthReport()
-    for number, (row, tokens) in enumerate(zip(rows.train, every, strict=True)):
+    for number, (row, tokens) in enumerate(every):
         parts, report = policy.fit_counted(tokens, report)
         rendered += parts
         origins += [number] * len(parts)
@@ -251,10 +252,12 @@ def _keep(workdir: pathlib.Path, name: str, data: PreparedData) -> None:
 
 
 def _kept(
-    workdir: str | os.PathLike[str], name: str, key: str
+    folders: Sequence[str | os.PathLike[str] | None], name: str, key: str
 ) -> tuple[np.ndarray, LengthReport, LengthIndex] | None:
-    path = _kept_path(workdir, name, key)
-    if not path.is_file():
+    """Looks into a run folder, then into that of packed rows; None: count again."""
+    paths = [(f, _kept_path(f, name, key)) for f in folders if f is not None]
+    workdir, path = next(((f, p) for f, p in paths if p.is_file()), (None, None))
+    if workdir is None or path is None:
         return None
     try:
         head = json.loads(path.read_text(encoding="utf-8"))

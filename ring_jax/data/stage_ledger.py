@@ -64,6 +64,15 @@ def stage_identity(
     )
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Tells, by name, in what two identities differ."""
+    return [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in [*now, *(key for key in before if key not in now)]
+        if before.get(key) != now.get(key)
+    ]
+
+
 def open_ledger(
     config: RunConfig, indexes: Mapping[str, LengthIndex], *, stage: str
 ) -> Ledger:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Byte-level BPE tokenizers: any `tokenizer.json`, or one trained on the run's text."""
 
+import array
+import functools
 import hashlib
 import json
 import os
@@ -8,6 +10,7 @@ import pathlib
 import socket
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -59,7 +62,7 @@ class Tokenizer:
         self._backend = backend
         self._plain = _without_special_tokens(backend)
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the highest id in use."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -90,10 +93,14 @@ class Tokenizer:
         """Encodes text; a special token spelled out in it stays plain text."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encodes many texts at once, on all cores."""
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encodes many texts at once, on all cores: i32[T] of each."""
         encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        # Through array.array, which reads a list of integers twice as fast as numpy.
+        return [
+            np.frombuffer(array.array("i", encoding.ids), np.int32)
+            for encoding in encodings
+        ]
 
     def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
         """Encodes text; returns ids, and the place of each token's first character."""
@@ -110,6 +117,11 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """Writes the content of `tokenizer.json`."""
+        return self._json
+
+    @functools.cached_property
+    def _json(self) -> str:
+        # A third of a second for a large vocabulary, and asked for at every start.
         return self._backend.to_str(pretty=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -346,7 +346,13 @@ def _throughput(run: RunFolder, spans: Spans) -> list[LineChart]:
         stages=spans,
         scale="from_zero",
     )
-    return [chart for chart in (speed, mfu) if chart]
+    wait = charts.line_chart(
+        [charts.line(run.steps, "throughput/data_wait_share", name="share")],
+        title="Waiting for the next batch (share of the time)",
+        stages=spans,
+        scale="from_zero",
+    )
+    return [chart for chart in (speed, mfu, wait) if chart]
 
 
 def _mfu_formula(run: RunFolder) -> str:

@@ -47,6 +47,7 @@ RESUMABLE_CHANGES = (
     "data.evaluation_sets",
     "data.num_workers",
     "data.on_change",
+    "data.packed",
     "data.packing.no_room",
     "data.template_differences",
     "model.attention_implementation",
@@ -234,7 +235,8 @@ class _Loop:
         report = functools.partial(self._report, stage, progress, meter)
         first, pending = int(state.step) + 1, None
         for number in range(first, stage.last_step + 1):
-            batch = place(next(batches), self.run.mesh)
+            with meter.waiting():
+                batch = place(next(batches), self.run.mesh)
             state, metrics = step(state, batch)
             # Step n is on its way; only now wait for an earlier one, so that the device
             # never waits for Python.

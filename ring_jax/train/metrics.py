@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a step's arrays to the numbers that people read."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -59,11 +60,15 @@ def _class_tokens(stats: LossStats) -> dict[str, int]:
 
 @dataclasses.dataclass
 class Meter:
-    """Measures tokens per second and MFU between two readings.
+    """Measures tokens per second, MFU and the wait for data between two readings.
 
     MFU = tokens per second * FLOPs per token / (devices * peak FLOP/s of a device),
     with `model.flops.flops_per_token` at the batch's own mean context. Tokens are those
     of documents; padding is work that was not asked for, and counts as none.
+
+    The wait for data is the time in which the loop takes the next batch and places it
+    on the mesh. Devices may still be at work on a step by then, so that they wait for
+    no more than this.
     """
 
     config: RunConfig
@@ -72,6 +77,15 @@ class Meter:
     sums: jax.Array | None = None
     """f32[2], tokens and what they attend to, summed on the devices."""
     started: float = dataclasses.field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    """Seconds of the wait for data."""
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time of the block as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
 
     def add(self, batch: Batch) -> None:
         """Counts the tokens of a batch on the mesh, of which a host may have a part."""
@@ -82,6 +96,7 @@ class Meter:
         """Forgets what was counted: compilation, panels and saves are not training."""
         self.sums = None
         self.started = time.perf_counter()
+        self.waited = 0.0
 
     def read(self) -> dict[str, float]:
         """Returns throughput since the last reading, and starts anew."""
@@ -90,7 +105,10 @@ class Meter:
             return {}
         tokens, context_sum = jax.device_get(self.sums).tolist()
         rate = tokens / seconds
-        reading = {"throughput/tokens_per_second": rate}
+        reading = {
+            "throughput/tokens_per_second": rate,
+            "throughput/data_wait_share": self.waited / seconds,
+        }
         if self.peak_flops is not None:
             context = 1.0 + context_sum / tokens
             flops = flops_per_token(self.config.model, mean_context=context)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.billion_rows import billion_rows
 from ring_jax.config import ConfigError, CurriculumConfig
 from ring_jax.data.ledger import Change, Ledger, entry_from_json
-from ring_jax.data.length_index import MAX_BLOCKS, NUM_BANDS, LengthIndex
+from ring_jax.data.length_index import NUM_BANDS, LengthIndex
 from ring_jax.data.windows import Windows
 
 MIXTURE = {"long": 3.0, "short": 2.0, "mid": 1.0}
@@ -229,46 +230,6 @@ def test_a_bad_change_is_refused(change, message, indexes, lengths):
 def test_a_source_without_trained_tokens_is_refused(indexes, lengths):
     with pytest.raises(ConfigError, match="source short has no trained token"):
         lengths.open_ledger(indexes, {"short": 1.0}, trained_classes=(False,) * 5)
-
-
-class Tiled:
-    """A billion rows that repeat a few: no test can hold a billion."""
-
-    def __init__(self, base):
-        self.base = base
-
-    def __getitem__(self, places):
-        return self.base[np.asarray(places) % len(self.base)]
-
-
-class Same:
-    def __getitem__(self, places):
-        return places
-
-
-def billion_rows(*, mean: float) -> LengthIndex:
-    rng = np.random.default_rng(0)
-    size = 10**9 // MAX_BLOCKS + 1
-    lengths_C = np.clip(rng.lognormal(np.log(mean), 1, 7 * size + 3), 3, 16384)
-    base_CU = np.zeros((len(lengths_C), 5), np.int32)
-    base_CU[:, 2] = lengths_C.astype(np.int32) - 1
-    before = np.concatenate([[0], np.cumsum(base_CU[:, 2], dtype=np.int64)])
-    starts_J = np.arange(MAX_BLOCKS + 1, dtype=np.int64) * size
-    periods, rest = np.divmod(starts_J, len(lengths_C))
-    sums_JU = np.zeros((MAX_BLOCKS, 5), np.int64)
-    sums_JU[:, 2] = np.diff(periods * before[-1] + before[rest])
-    kinds = np.full((32, 2), (0, -1))
-    kinds[1 << 2] = (MAX_BLOCKS * size, 0)
-    return LengthIndex(
-        rows_C=Same(),  # pyright: ignore[reportArgumentType]  # stands for an array
-        counts_CU=Tiled(base_CU),  # pyright: ignore[reportArgumentType]  # so does it
-        starts_J=starts_J,
-        sums_JU=sums_JU,
-        used_J=np.full(MAX_BLOCKS, size),
-        bands=np.arange(NUM_BANDS + 1) * (MAX_BLOCKS // NUM_BANDS),
-        kinds=kinds,
-        digest=f"a billion rows of {mean}",
-    )
 
 
 def test_any_step_of_a_billion_rows_is_found_at_once(lengths):

@@ -148,6 +148,7 @@ def _train(stage: str, index: int, step: int, stage_step: int, noise: random.Ran
         "router/max_load": 1.3 + 2 * math.exp(-step / 80) + 0.1 * noise.random(),
         "throughput/tokens_per_second": 13_000 + noise.gauss(0, 300),
         "throughput/mfu": 0.21 + noise.gauss(0, 0.005),
+        "throughput/data_wait_share": 0.01,
     }
 
 

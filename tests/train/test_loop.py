@@ -71,6 +71,9 @@ def test_a_run_trains_every_stage_and_grades_its_end(whole, tiny_run):
         np.testing.assert_allclose(np.sum(record["load_LE"], axis=1), 1.0, atol=1e-5)
     last = records(folder, "train")[-1]
     assert {"loss/source/a", "loss/class/think", "throughput/mfu"} <= last.keys()
+    # After the last step of a stage nothing is waited for.
+    waits = [r.get("throughput/data_wait_share", 0) for r in records(folder, "train")]
+    assert 0 < max(waits) < 1
 
 
 def test_running_a_finished_run_again_changes_nothing(

@@ -5,7 +5,7 @@ import bisect
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from array_record.python import (
@@ -42,21 +42,28 @@ def find_files(path: str, *, suffix: str = "") -> list[pathlib.Path]:
     return sorted(of_kind if found.is_dir() and of_kind else shown)
 
 
-def write_records(path: pathlib.Path, records: Iterable[bytes]) -> None:
+def write_records(
+    path: pathlib.Path, records: Iterable[bytes], *, options: str = OPTIONS
+) -> None:
     """Writes a file that is there whole or not at all.
 
+    Args:
+      path: of the file.
+      records: its records, in order.
+      options: of ArrayRecord's writer.
+
     Raises:
-      OSError: it cannot be read back, as on a full disk.
+      OSError: it cannot be written, or not be read back, as on a full disk.
     """
     unfinished, count = path.with_name(f".{path.name}.unfinished"), 0
     unfinished.unlink(missing_ok=True)
-    writer = array_record_module.ArrayRecordWriter(str(unfinished), OPTIONS)
+    writer = array_record_module.ArrayRecordWriter(str(unfinished), options)
     try:
         for record in records:
-            writer.write(record)
+            _call(unfinished, writer.write, record)
             count += 1
     finally:
-        writer.close()
+        _call(unfinished, writer.close)
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
     # The writer may not report a full disk: what cannot be read back is no file.
@@ -66,6 +73,18 @@ def write_records(path: pathlib.Path, records: Iterable[bytes]) -> None:
     if not is_whole:
         raise OSError(f"{path.name} could not be written whole; is the disk full?")
     unfinished.replace(path)
+
+
+def _call(unfinished: pathlib.Path, action: Callable[..., Any], *args: Any) -> None:
+    """Calls a method of the writer, which says RuntimeError where the disk is full."""
+    try:
+        action(*args)
+    except RuntimeError as error:
+        unfinished.unlink(missing_ok=True)
+        what = " ".join(str(error).split())[:120]
+        raise OSError(
+            f"{unfinished.parent}: a shard could not be written whole ({what})"
+        ) from None
 
 
 def count_records(path: pathlib.Path) -> int:
@@ -130,6 +149,19 @@ class RecordFiles(Sequence[bytes]):
             count = end - (self._ends[file - 1] if file else 0)
             for first in range(0, count, BATCH):
                 yield from self._open(file).read(first, min(first + BATCH, count))
+
+    def take(self, numbers: Sequence[int]) -> list[bytes]:
+        """Reads several records, those of a file at once."""
+        by_file: dict[int, list[tuple[int, int]]] = {}
+        for place, number in enumerate(numbers):
+            file, record = self._at(range(len(self))[number])
+            by_file.setdefault(file, []).append((place, record))
+        found = [b""] * len(numbers)
+        for file, places in by_file.items():
+            records = self._open(file).read([record for _, record in places])
+            for (place, _), record in zip(places, records, strict=True):
+                found[place] = record
+        return found
 
     def where(self, number: int) -> str:
         """Names the place of a record for people: file and record, counted from 1."""

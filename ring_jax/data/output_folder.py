@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all, and the folder that one curation owns."""
+"""Files that are there whole or not at all, and the folder that one command owns."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ from typing import Any
 from ring_jax.config import ConfigError, flatten_settings
 
 WORK = ".work"
-"""Folder of finished chunks inside the output folder, until the manifest is written."""
+"""Folder inside the output folder, until all is written: the lock, unfinished parts."""
 PLAN = "plan.json"
 
 
@@ -38,19 +38,23 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def own_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def own_folder(folder: pathlib.Path, *, kind: str) -> Iterator[pathlib.Path]:
     """Makes the output folder, keeps others out while the block runs.
 
+    Args:
+      folder: to write to.
+      kind: what it holds, for messages, such as "curation".
+
     Raises:
-      ConfigError: another curation is at work there, it is a file, or it holds other
-        things than a curation.
+      ConfigError: another command is at work there, it is a file, or it holds other
+        things than its kind.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder for the shards.")
     others = sorted(file.name for file in folder.glob("[!.]*"))
     if others and PLAN not in others:
         raise ConfigError(
-            f"{folder} holds {others[0]!r} and is no curation; name an empty folder."
+            f"{folder} holds {others[0]!r} and is no {kind}; name an empty folder."
         )
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
@@ -59,13 +63,13 @@ def own_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"{folder} is in use by another curation; wait, or name another folder."
+                f"{folder} is in use by another {kind}; wait, or name another folder."
             ) from None
         yield work
 
 
 def agree_on_plan(folder: pathlib.Path, plan: Mapping[str, Any]) -> None:
-    """Writes what is curated from what, or compares it with what was begun.
+    """Writes what is made from what, or compares it with what was begun.
 
     Raises:
       ConfigError: the folder belongs to other settings or other files; names one.
