@@ -78,7 +78,10 @@ class MoeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """BailingMoE v1 (`BailingMoeForCausalLM`); defaults are those of Ling-lite."""
+    """BailingMoE v1 (`BailingMoeForCausalLM`); defaults are those of Ling-lite.
+
+    With all layers dense it is a Llama (`LlamaForCausalLM`), and `moe` is unused.
+    """
 
     vocab_size: int = 126464
     """Rows of the embedding; rows without a token are padding and are never sampled."""
@@ -116,10 +119,21 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim={self.head_dim} is odd; rotary pairs halves.")
-        if not 0 <= self.num_dense_layers < self.num_layers:
+        if not 0 <= self.num_dense_layers <= self.num_layers:
             raise ConfigError(
-                f"num_dense_layers={self.num_dense_layers} must be from 0 to below "
-                f"num_layers={self.num_layers}; a BailingMoE has a routed layer."
+                f"num_dense_layers={self.num_dense_layers} must be from 0 to "
+                f"num_layers={self.num_layers}."
+            )
+        if self.is_dense and self.norm_head:
+            raise ConfigError(
+                f"norm_head=True, but all {self.num_layers} layers are dense: that is "
+                "a Llama, whose head is not normed. Set norm_head=False."
+            )
+        if self.is_dense and self.has_qkv_bias != self.has_output_bias:
+            raise ConfigError(
+                f"has_qkv_bias={self.has_qkv_bias} and has_output_bias="
+                f"{self.has_output_bias}, but all {self.num_layers} layers are dense: "
+                "that is a Llama, whose attention has all biases or none."
             )
         for name in ("eos_id", "pad_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
@@ -127,6 +141,11 @@ class ModelConfig:
                     f"{name}={getattr(self, name)} is not an id below "
                     f"vocab_size={self.vocab_size}."
                 )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no layer is routed."""
+        return self.num_dense_layers == self.num_layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

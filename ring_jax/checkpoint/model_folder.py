@@ -17,10 +17,9 @@ import numpy as np
 import tokenizers
 
 from ring_jax.checkpoint import safetensors_stream
+from ring_jax.checkpoint.architectures import ARCHITECTURES
 from ring_jax.checkpoint.huggingface import (
-    ARCHITECTURE,
     Dtype,
-    Tensor,
     config_from_hf,
     config_to_hf,
     parameter_shapes,
@@ -28,6 +27,7 @@ from ring_jax.checkpoint.huggingface import (
 )
 from ring_jax.checkpoint.safetensors_stream import DTYPES, Spec
 from ring_jax.checkpoint.tree import flatten
+from ring_jax.checkpoint.weights import Tensor
 from ring_jax.config import ConfigError, ModelConfig
 
 INDEX = "model.safetensors.index.json"
@@ -206,7 +206,8 @@ def _refuse_foreign(out_dir: Path) -> None:
     if out_dir.is_dir() and not any(out_dir.iterdir()):
         return
     config = out_dir / "config.json"
-    if config.is_file() and ARCHITECTURE in config.read_text("utf-8", "replace"):
+    text = config.read_text("utf-8", "replace") if config.is_file() else ""
+    if any(name in text for name in ARCHITECTURES):
         return
     raise ConfigError(
         f"{out_dir}: is there already and is no exported model; choose another --out."
