@@ -3,6 +3,7 @@
 
 import dataclasses
 import importlib
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -67,7 +68,7 @@ def test_the_parameters_of_a_model_are_the_reviewed_ones(name, check_golden):
         "fsdp": 2,
         "context": 2,
         "expert": 2,
-        "tensor": min(2, config.num_kv_heads),
+        "tensor": math.gcd(2, config.num_kv_heads),
     }
     with jax.sharding.use_abstract_mesh(sharding.abstract_mesh(**sizes)):
         model = abstract_transformer(config)
