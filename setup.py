@@ -32,12 +32,15 @@ EXTRAS = {
         "pyyaml>=6.0.2",
         "reasoning-gym>=0.1.25",
     ],
+    # What the quantisations of GGUF files mean.
+    "gguf": ["gguf>=0.19"],
     "gpu": ["jax[cuda13]>=0.12,<0.13"],
     # The independent implementation that an export is opened with.
     "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2"],
     "tensorboard": ["tensorboardx>=2.6.5"],
     "test": [
         "datasketch>=1.6.5",  # what the deduplication is measured against
+        "gguf>=0.19",
         "hypothesis>=6.150",
         "jsonschema>=4.26",
         "pyright>=1.1.414",

@@ -117,7 +117,7 @@ def import_folder(folder: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray
     for file_name in sorted(set(placed.values())):
         with safetensors_stream.reader(folder / file_name) as file:
             for name in file.specs:
-                _put(params, expected[name], file.read(name).astype(np.float32))
+                expected[name].put(params, file.read(name).astype(np.float32))
     return config, params
 
 
@@ -390,13 +390,3 @@ def _check(
                         f"{folder / file_name}: `{name}` has shape {spec.shape}; "
                         f"config.json asks for {expected[name].shape}."
                     )
-
-
-def _put(params: Mapping[str, np.ndarray], tensor: Tensor, stored: np.ndarray) -> None:
-    row = 0
-    for block in tensor.blocks:
-        num_rows = block.stored_shape[0]
-        array = params[block.path]
-        slab = array if block.layer is None else array[block.layer]
-        block.put(slab, stored[row : row + num_rows])
-        row += num_rows

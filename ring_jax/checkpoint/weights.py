@@ -2,7 +2,7 @@
 """How the tensors of a stored model hold our parameters, read in both directions.
 
 A table has a row for each kind of tensor. Which tables there are: `architectures.py`,
-and for GGUF files `gguf_model.py`.
+and for GGUF files `gguf.py`.
 """
 
 import dataclasses
@@ -69,6 +69,16 @@ class Tensor:
         """Shape as stored."""
         shapes = [block.stored_shape for block in self.blocks]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def put(self, params: Mapping[str, np.ndarray], stored: np.ndarray) -> None:
+        """Writes the stored tensor into the parameters, given by path."""
+        row = 0
+        for block in self.blocks:
+            num_rows = block.stored_shape[0]
+            array = params[block.path]
+            slab = array if block.layer is None else array[block.layer]
+            block.put(slab, stored[row : row + num_rows])
+            row += num_rows
 
 
 def parameter_shapes(
