@@ -149,6 +149,41 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class UpcycleConfig:
+    """How `ring import` makes a BailingMoE of a dense Llama (arXiv:2212.05055)."""
+
+    num_experts: int = 8
+    """Copies of each feed-forward layer."""
+    num_experts_per_token: int = 2
+    num_shared_experts: int = 0
+    """Experts for all tokens, each as wide as a routed one; they begin by adding 0."""
+    num_dense_layers: int = 0
+    """How many of the first layers stay as they are."""
+    noise_std: float = 0.0
+    """Noise on the experts' weights, in standard deviations of a layer's weights. 0
+    keeps the dense model's outputs; copies then differ by what is routed to them."""
+    seed: int = 0
+    """Of routers and noise."""
+
+    def __post_init__(self):
+        if not 2 <= self.num_experts_per_token <= self.num_experts:
+            raise ConfigError(
+                f"num_experts_per_token={self.num_experts_per_token} must be from 2 to "
+                f"num_experts={self.num_experts}: the weight of a single expert is not "
+                "normalised, and would scale what the dense layer computes."
+            )
+        if min(self.num_shared_experts, self.num_dense_layers, self.seed) < 0:
+            raise ConfigError(
+                f"num_shared_experts={self.num_shared_experts}, num_dense_layers="
+                f"{self.num_dense_layers} and seed={self.seed} must be at least 0."
+            )
+        if not 0 <= self.noise_std < math.inf:
+            raise ConfigError(
+                f"noise_std={self.noise_std} must be finite and at least 0."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class MeshConfig:
     """Devices along each mesh axis; one axis may be -1, which takes what is left."""
 

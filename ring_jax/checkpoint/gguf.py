@@ -64,7 +64,7 @@ def import_gguf(path: str | Path) -> GgufModel:
         try:
             config = _config(file)
             _check(file, config)
-            tokenizer = tokenizer_json(file.metadata)
+            tokenizer = tokenizer_json(file.metadata, vocab_size=config.vocab_size)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
         template = file.metadata.get("tokenizer.chat_template")
@@ -86,7 +86,8 @@ def _config(file: GgufFile) -> ModelConfig:
     num_layers = _size(metadata, "llama.block_count")
     if num_layers > len(file.tensors):
         raise ConfigError(
-            f"llama.block_count={num_layers}, but there are {len(file.tensors)} tensors."
+            f"llama.block_count={num_layers}, but the file has {len(file.tensors)} "
+            "tensors in all."
         )
     num_heads = _size(metadata, "llama.attention.head_count")
     model_dim = _size(metadata, "llama.embedding_length")

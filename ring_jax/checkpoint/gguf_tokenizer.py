@@ -31,8 +31,12 @@ _SPECIAL_TYPES = (2, 3)
 _USER_DEFINED = 4
 
 
-def tokenizer_json(metadata: Mapping[str, Any]) -> str:
+def tokenizer_json(metadata: Mapping[str, Any], *, vocab_size: int) -> str:
     """Returns the content of `tokenizer.json`.
+
+    Args:
+      metadata: of the file.
+      vocab_size: rows of the model's embedding, at least as many as tokens.
 
     Raises:
       ConfigError: the metadata hold no byte-level BPE, or one that is cut otherwise.
@@ -46,10 +50,10 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str:
     tokens, merges = _texts(metadata, "tokens"), _texts(metadata, "merges")
     types = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
-    if len(vocab) != len(tokens) or len(types) != len(tokens):
+    if not len(vocab) == len(tokens) == len(types) <= vocab_size:
         raise ConfigError(
             f"tokenizer.ggml: {len(tokens)} tokens, {len(vocab)} different ones, with "
-            f"{len(types)} types; the file is damaged."
+            f"{len(types)} types, for {vocab_size} embeddings; the file is damaged."
         )
     tree = {
         "version": "1.0",

@@ -14,7 +14,7 @@ import pytest
 
 from ring_jax import sharding
 from ring_jax.checkpoint.huggingface import config_from_hf, config_to_hf
-from ring_jax.config import ModelConfig, RunConfig, from_config_dict
+from ring_jax.config import ModelConfig, RunConfig, UpcycleConfig, from_config_dict
 from ring_jax.model import abstract_transformer, count_parameters, init_transformer
 
 FOLDER = pathlib.Path(__file__).parent.parent.parent / "configs" / "models"
@@ -47,6 +47,12 @@ def test_the_settings_of_the_quickstart_are_the_reviewed_ones(check_golden):
     tree = importlib.import_module("configs.quickstart").get_config()
     settings = dataclasses.asdict(from_config_dict(RunConfig, tree))
     check_golden("configs/quickstart.txt", as_lines(settings))
+
+
+def test_the_upcycling_is_the_reviewed_one(check_golden):
+    tree = importlib.import_module("configs.upcycle.eight_experts").get_config()
+    settings = dataclasses.asdict(from_config_dict(UpcycleConfig, tree))
+    check_golden("configs/upcycle/eight_experts.txt", as_lines(settings))
 
 
 def as_lines(tree: Mapping[str, Any], path: str = "") -> str:
