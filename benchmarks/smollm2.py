@@ -19,6 +19,7 @@ import sys
 import tempfile
 import zipfile
 from pydoc_data.topics import topics
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,11 +51,11 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4)
     result = measure(import_gguf(fetch()), num_windows=parser.parse_args().windows)
     for name, value in result.items():
-        print(f"{name:<28}{value}")
+        print(f"{name:<32}{value}")
     print(json.dumps(result | conditions()))
 
 
-def measure(model: GgufModel, *, num_windows: int) -> dict[str, float | int | str]:
+def measure(model: GgufModel, *, num_windows: int) -> dict[str, Any]:
     """Compares with mlx-lm, upcycles and asks; see the module."""
     ids_BT = text_ids(model, num_windows=num_windows)
     theirs_BTV = _theirs(model, ids_BT)

@@ -30,6 +30,7 @@ OPTIONAL = {
     "bfcl_eval",
     "chatterbot_corpus",
     "countryinfo",
+    "gguf",
     "mlx",
     "mlx_lm",
     "periodictable",

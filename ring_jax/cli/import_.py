@@ -5,7 +5,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     source: pathlib.Path = args.folder or args.gguf
     found = _read_folder(source) if args.folder else _read_gguf(source)
     config, params = found.config, found.params
-    origin = {"imported_from": source.name}
+    origin: dict[str, Any] = {"imported_from": source.name}
     if settings is not None:
         config, params = upcycle(config, params, settings)
         origin["upcycled"] = dataclasses.asdict(settings)

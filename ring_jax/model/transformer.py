@@ -199,17 +199,19 @@ class Transformer(nnx.Module):
             slots = {"segments_BS": segments_BS, "first_slot": first_slot}
             return layer.decode(x_BTD, rows, key_values, layer=number, **slots), None
 
-        x_BTD, key_values = self._embed(ids_BT, dtype), []
-        for stack, part in (
-            (self.dense_layers, cache.dense_layers),
-            (self.moe_layers, cache.moe_layers),
-        ):
-            if part is not None:
-                numbered = (stack, jnp.arange(part.key_LBSKH.shape[0]))
-                (x_BTD, part), _ = jax.lax.scan(run, (x_BTD, part), numbered)
-            key_values.append(part)
+        x_BTD, dense, moe = (
+            self._embed(ids_BT, dtype),
+            cache.dense_layers,
+            cache.moe_layers,
+        )
+        if dense is not None:
+            numbered = (self.dense_layers, jnp.arange(dense.key_LBSKH.shape[0]))
+            (x_BTD, dense), _ = jax.lax.scan(run, (x_BTD, dense), numbered)
+        if moe is not None:
+            numbered = (self.moe_layers, jnp.arange(moe.key_LBSKH.shape[0]))
+            (x_BTD, moe), _ = jax.lax.scan(run, (x_BTD, moe), numbered)
         next_slot = first_slot + ids_BT.shape[1]
-        return self._final_norm(x_BTD), Cache(*key_values, segments_BS, next_slot)
+        return self._final_norm(x_BTD), Cache(dense, moe, segments_BS, next_slot)
 
     def empty_cache(
         self, batch_size: int, num_slots: int, *, dtype: DTypeLike = jnp.float32

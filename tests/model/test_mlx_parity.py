@@ -178,9 +178,9 @@ def test_mlx_opens_a_dense_model_as_a_llama_and_agrees(mesh, tmp_path, changes):
 
 def test_a_dense_model_decodes_as_it_reads_whole_rows(mesh):
     params = bailing_reference.random_parameters(DENSE)
-    model, ids_BT = place(abstract_transformer(DENSE), params), _ids(DENSE)[:, :8]
-    cache = model.empty_cache(2, 8)
-    positions_BT = np.broadcast_to(np.arange(8), (2, 8))
+    model = place(abstract_transformer(DENSE), params)
+    ids_BT, cache = jnp.asarray(_ids(DENSE)[:, :8]), model.empty_cache(2, 8)
+    positions_BT = jnp.broadcast_to(jnp.arange(8)[None], (2, 8))
     hidden_BTD, _ = model.decode(
         ids_BT,
         cache,
