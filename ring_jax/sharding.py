@@ -120,12 +120,6 @@ def check_model(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
     sizes = {
         "num_heads": (config.num_heads, num_tensor, "tensor"),
         "num_kv_heads": (config.num_kv_heads, num_tensor, "tensor"),
-        "moe.num_experts": (moe.num_experts, num_expert, "expert"),
-        "moe.expert_dim": (
-            moe.expert_dim,
-            num_tensor * stored // num_expert,
-            "tensor * fsdp * context",
-        ),
         "vocab_size": (
             config.vocab_size,
             num_tensor * stored,
@@ -133,6 +127,10 @@ def check_model(config: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
         ),
         "model_dim": (config.model_dim, stored, "fsdp * context * expert"),
     }
+    if not config.is_dense:
+        sizes["moe.num_experts"] = (moe.num_experts, num_expert, "expert")
+        num_parts = num_tensor * stored // num_expert
+        sizes["moe.expert_dim"] = (moe.expert_dim, num_parts, "tensor * fsdp * context")
     if config.num_dense_layers:
         sizes["mlp_dim"] = (config.mlp_dim, num_tensor, "tensor")
     for name, (size, parts, axes) in sizes.items():

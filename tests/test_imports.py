@@ -31,6 +31,7 @@ OPTIONAL = {
     "chatterbot_corpus",
     "countryinfo",
     "math_verify",
+    "gguf",
     "mlx",
     "mlx_lm",
     "periodictable",

@@ -17,10 +17,9 @@ import numpy as np
 import tokenizers
 
 from ring_jax.checkpoint import safetensors_stream
+from ring_jax.checkpoint.architectures import ARCHITECTURES
 from ring_jax.checkpoint.huggingface import (
-    ARCHITECTURE,
     Dtype,
-    Tensor,
     config_from_hf,
     config_to_hf,
     parameter_shapes,
@@ -28,6 +27,7 @@ from ring_jax.checkpoint.huggingface import (
 )
 from ring_jax.checkpoint.safetensors_stream import DTYPES, Spec
 from ring_jax.checkpoint.tree import flatten
+from ring_jax.checkpoint.weights import Tensor
 from ring_jax.config import ConfigError, ModelConfig
 
 INDEX = "model.safetensors.index.json"
@@ -117,7 +117,7 @@ def import_folder(folder: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray
     for file_name in sorted(set(placed.values())):
         with safetensors_stream.reader(folder / file_name) as file:
             for name in file.specs:
-                _put(params, expected[name], file.read(name).astype(np.float32))
+                expected[name].put(params, file.read(name).astype(np.float32))
     return config, params
 
 
@@ -196,7 +196,8 @@ def _refuse_foreign(out_dir: Path) -> None:
     if out_dir.is_dir() and not any(out_dir.iterdir()):
         return
     config = out_dir / "config.json"
-    if config.is_file() and ARCHITECTURE in config.read_text("utf-8", "replace"):
+    text = config.read_text("utf-8", "replace") if config.is_file() else ""
+    if any(name in text for name in ARCHITECTURES):
         return
     raise ConfigError(
         f"{out_dir}: is there already and is no exported model; choose another --out."
@@ -379,13 +380,3 @@ def _check(
                         f"{folder / file_name}: `{name}` has shape {spec.shape}; "
                         f"config.json asks for {expected[name].shape}."
                     )
-
-
-def _put(params: Mapping[str, np.ndarray], tensor: Tensor, stored: np.ndarray) -> None:
-    row = 0
-    for block in tensor.blocks:
-        num_rows = block.stored_shape[0]
-        array = params[block.path]
-        slab = array if block.layer is None else array[block.layer]
-        block.put(slab, stored[row : row + num_rows])
-        row += num_rows

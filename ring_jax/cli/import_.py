@@ -1,53 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ring import`: a Hugging Face folder as a run folder with one checkpoint."""
+"""`ring import`: a model's folder or GGUF file as a run folder with one checkpoint."""
 
 import argparse
 import dataclasses
 import json
 import pathlib
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from ring_jax.checkpoint.gguf import import_gguf
 from ring_jax.checkpoint.model_folder import import_folder, tokenizer_files
 from ring_jax.checkpoint.store import Store
+from ring_jax.checkpoint.upcycle import upcycle
 from ring_jax.cli import status
-from ring_jax.cli.settings import require_workdir
-from ring_jax.config import ConfigError
+from ring_jax.cli.settings import load_config_file, override, require_workdir
+from ring_jax.config import ConfigError, ModelConfig, UpcycleConfig
 from ring_jax.data.chat import CHAT_TEMPLATES
 from ring_jax.data.chat_template import read_chat_template
 
-SUMMARY = "reads a Hugging Face folder into a new run folder"
+SUMMARY = "reads a Hugging Face folder or a GGUF file into a new run folder"
+
+
+class _Found(NamedTuple):
+    """A model as a folder or a file holds it."""
+
+    config: ModelConfig
+    params: dict[str, np.ndarray]
+    tokenizer: str
+    """Content of a `tokenizer.json`."""
+    chat_template: str | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the operands of `ring import`."""
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--folder",
         type=pathlib.Path,
         metavar="DIR",
-        required=True,
         help="the folder to read: config.json, *.safetensors, tokenizer.json",
+    )
+    source.add_argument(
+        "--gguf",
+        type=pathlib.Path,
+        metavar="FILE.gguf",
+        help="the file to read instead: a Llama, dequantised to float32",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Imports a folder; a run folder that is in use is refused."""
-    workdir = require_workdir(args)
+    """Imports a model; with `--config`, a dense one becomes a mixture of experts.
+
+    A run folder that is in use is refused.
+    """
+    workdir, settings = require_workdir(args), _load(args)
     if workdir.exists() and any(workdir.iterdir()):
         raise ConfigError(f"--workdir={workdir} is in use; name a new folder.")
-    config, params = import_folder(args.folder)
-    tokenizer = tokenizer_files(args.folder, config)["tokenizer.json"]
-    theirs = read_chat_template(args.folder)
-    template = CHAT_TEMPLATES["ling"] if theirs is None else theirs.text
+    source: pathlib.Path = args.folder or args.gguf
+    found = _read_folder(source) if args.folder else _read_gguf(source)
+    config, params = found.config, found.params
+    origin: dict[str, Any] = {"imported_from": source.name}
+    if settings is not None:
+        config, params = upcycle(config, params, settings)
+        origin["upcycled"] = dataclasses.asdict(settings)
     store = Store(workdir / "checkpoints", keep=1, model=config)
-    store.save(0, {"model": params}, {}, {"imported_from": args.folder.name})
+    store.save(0, {"model": params}, {}, origin)
     store.close()
+    template = found.chat_template or CHAT_TEMPLATES["ling"]
     (workdir / "tokenizer").mkdir()
-    (workdir / "tokenizer" / "tokenizer.json").write_text(tokenizer, "utf-8")
+    (workdir / "tokenizer" / "tokenizer.json").write_text(found.tokenizer, "utf-8")
     (workdir / "tokenizer" / "chat_template.jinja").write_text(template, "utf-8")
-    settings = json.dumps({"model": dataclasses.asdict(config)}, indent=2)
-    (workdir / "config.json").write_text(settings, "utf-8")
+    text = json.dumps({"model": dataclasses.asdict(config)}, indent=2)
+    (workdir / "config.json").write_text(text, "utf-8")
     num_parameters = sum(array.size for array in params.values())
-    print(f"{num_parameters:,} parameters of {args.folder} in {workdir}")
+    print(f"{num_parameters:,} parameters of {source} in {workdir}")
     if args.json:
         out = {"status": status.DONE, "num_parameters": num_parameters}
         print(json.dumps(out))
     return status.DONE
+
+
+def _load(args: argparse.Namespace) -> UpcycleConfig | None:
+    if args.config is None:
+        if args.overrides:
+            name = args.overrides[0][0]
+            raise ConfigError(
+                f"import: --{name} changes a setting of --config, which is not given."
+            )
+        return None
+    tree = load_config_file(args.config).to_dict()
+    if "noise_std" not in tree:
+        raise ConfigError(
+            f"--config={args.config} holds no upcycling; name a file such as "
+            "configs/upcycle/eight_experts.py."
+        )
+    return override(UpcycleConfig, tree, args.overrides)
+
+
+def _read_folder(folder: pathlib.Path) -> _Found:
+    config, params = import_folder(folder)
+    tokenizer = tokenizer_files(folder, config)["tokenizer.json"]
+    theirs = read_chat_template(folder)
+    template = None if theirs is None else theirs.text
+    return _Found(config, params, tokenizer, template)
+
+
+def _read_gguf(path: pathlib.Path) -> _Found:
+    model = import_gguf(path)
+    return _Found(model.config, model.params, model.tokenizer, model.chat_template)

@@ -31,6 +31,8 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     """Counts from the model's own shapes; embedding and head count as activated."""
     model = abstract_transformer(config)
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+    if model.moe_layers is None:
+        return ParameterCount(total=total, activated=total)
     assert model.moe_layers.moe is not None
     experts = (model.moe_layers.moe.gate_up_ED2F, model.moe_layers.moe.down_EFD)
     routed = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experts))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """BailingMoE v1: a pre-norm decoder whose layers are routed feed-forward layers.
 
+With all layers dense, the same decoder is a Llama.
+
 Source: `modeling_bailing_moe.py` of inclusionAI/Ling; arXiv:2503.05139, section 2.
 """
 
@@ -108,7 +110,7 @@ class Cache:
     """Keys and values of all layers, and what their slots hold."""
 
     dense_layers: KeyValues | None
-    moe_layers: KeyValues
+    moe_layers: KeyValues | None
     segments_BS: jax.Array
     """i32, 0 for a slot that holds no token."""
     next_slot: jax.Array
@@ -127,7 +129,9 @@ class Transformer(nnx.Module):
             _stack(config, num_dense, is_dense=True, rngs=rngs) if num_dense else None
         )
         num_moe = config.num_layers - num_dense
-        self.moe_layers = _stack(config, num_moe, is_dense=False, rngs=rngs)
+        self.moe_layers = (
+            _stack(config, num_moe, is_dense=False, rngs=rngs) if num_moe else None
+        )
         self.final_norm_D = filled("D", (D,), 1.0)
         tied = config.tie_embeddings
         self.head_DV = None if tied else normal("DV", (D, V), std, rngs)
@@ -141,7 +145,7 @@ class Transformer(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         remat: Remat = "none",
         noise: RoutingNoise | None = None,
-    ) -> tuple[jax.Array, RouterStats]:
+    ) -> tuple[jax.Array, RouterStats | None]:
         """Runs packed rows through all layers.
 
         Args:
@@ -154,7 +158,7 @@ class Transformer(nnx.Module):
 
         Returns:
           The normed hidden states [B, T, D] that the head reads, and the routed layers'
-          statistics with a leading L.
+          statistics with a leading L; None where no layer is routed.
         """
         rows = self._rows(segments_BT, positions_BT)
         x_BTD = self._embed(ids_BT, dtype)
@@ -162,6 +166,8 @@ class Transformer(nnx.Module):
         stack = LayerStack(_run_layer, remat, dtype)
         if self.dense_layers is not None:
             x_BTD, _ = stack(x_BTD, self.dense_layers, rows, None)
+        if self.moe_layers is None:
+            return self._final_norm(x_BTD), None
         x_BTD, sums = stack(x_BTD, self.moe_layers, rows, noise)
         return self._final_norm(x_BTD), router_stats(sums)
 
@@ -201,8 +207,9 @@ class Transformer(nnx.Module):
         if dense is not None:
             numbered = (self.dense_layers, jnp.arange(dense.key_LBSKH.shape[0]))
             (x_BTD, dense), _ = jax.lax.scan(run, (x_BTD, dense), numbered)
-        numbered = (self.moe_layers, jnp.arange(moe.key_LBSKH.shape[0]))
-        (x_BTD, moe), _ = jax.lax.scan(run, (x_BTD, moe), numbered)
+        if moe is not None:
+            numbered = (self.moe_layers, jnp.arange(moe.key_LBSKH.shape[0]))
+            (x_BTD, moe), _ = jax.lax.scan(run, (x_BTD, moe), numbered)
         next_slot = first_slot + ids_BT.shape[1]
         return self._final_norm(x_BTD), Cache(dense, moe, segments_BS, next_slot)
 
@@ -213,7 +220,9 @@ class Transformer(nnx.Module):
         config, dims = self.config, "LBSKH"
         K, H = config.num_kv_heads, config.head_dim
 
-        def layers(count: int) -> KeyValues:
+        def layers(count: int) -> KeyValues | None:
+            if not count:
+                return None
             shape = (count, batch_size, num_slots, K, H)
             layout = sharding.activation(dims)
             return KeyValues(
@@ -226,7 +235,7 @@ class Transformer(nnx.Module):
             (batch_size, num_slots), jnp.int32, out_sharding=sharding.activation("BS")
         )
         return Cache(
-            dense_layers=layers(num_dense) if num_dense else None,
+            dense_layers=layers(num_dense),
             moe_layers=layers(config.num_layers - num_dense),
             segments_BS=segments_BS,
             next_slot=jnp.zeros((), jnp.int32),

@@ -96,6 +96,7 @@ def training_loss(
         remat=config.remat,
         noise=noise,
     )
+    assert router is not None  # `check_routed` has seen to it
     scaled_BTD = hidden_BTD.astype(jnp.float32) * model.head_scale()[None, None]
     weights_M = sharding.flatten_tokens(targets.weights_BT)
     with jax.named_scope("cross_entropy"):

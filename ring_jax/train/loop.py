@@ -35,7 +35,13 @@ from ring_jax.train.optimizer import learning_rate, make_optimizer
 from ring_jax.train.progress import StageProgress, log_to_file
 from ring_jax.train.run_log import RunLog
 from ring_jax.train.state import TrainState, init_state, state_of
-from ring_jax.train.step import RoutingWarmup, StepMetrics, TrainStep, make_train_step
+from ring_jax.train.step import (
+    RoutingWarmup,
+    StepMetrics,
+    TrainStep,
+    check_routed,
+    make_train_step,
+)
 from ring_jax.train.stop import StopRequest, stop_request
 
 # Settings that may change between a run and its continuation: they move work about, or
@@ -365,9 +371,10 @@ def check_run(config: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> None:
     """Checks, before anything is read or written, that the run can start or continue.
 
     Raises:
-      ConfigError: the batch does not split over the devices, or the folder holds a run
-        with other settings.
+      ConfigError: the model has no routed layer, the batch does not split over the
+        devices, or the folder holds a run with other settings.
     """
+    check_routed(config.model)
     batch_size = config.train.global_batch_size
     num_parts = sharding.num_batch_shards(mesh) * config.train.num_microbatches
     if batch_size % num_parts:

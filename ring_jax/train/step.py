@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from ring_jax import sharding
 from ring_jax.batch import Batch
-from ring_jax.config import RunConfig
+from ring_jax.config import ConfigError, ModelConfig, RunConfig
 from ring_jax.model.router import RoutingNoise
 from ring_jax.model.transformer import Transformer
 from ring_jax.objectives.training_loss import LossStats, next_tokens, training_loss
@@ -45,6 +45,19 @@ class RoutingWarmup:
     num_steps: int
 
 
+def check_routed(config: ModelConfig) -> None:
+    """Refuses a model that has nothing to route: losses and statistics are of routers.
+
+    Raises:
+      ConfigError: all layers are dense.
+    """
+    if config.is_dense:
+        raise ConfigError(
+            f"model: all {config.num_layers} layers are dense, and a run trains routed "
+            "layers; make them with `ring import --config=configs/upcycle/FILE.py`."
+        )
+
+
 def make_train_step(
     config: RunConfig,
     optimizer: optax.GradientTransformation,
@@ -54,7 +67,11 @@ def make_train_step(
     """Builds the compiled step; stages share it, since the schedule reads `state.step`.
 
     The state is donated: pass it on, do not use it again.
+
+    Raises:
+      ConfigError: the model has no routed layer.
     """
+    check_routed(config.model)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         noise = None if warmup is None else _routing_noise(state, config, warmup)

@@ -8,8 +8,8 @@ import math
 
 import pytest
 
+from ring_jax.checkpoint.architectures import architecture_of
 from ring_jax.checkpoint.huggingface import (
-    FIELDS,
     config_from_hf,
     config_to_hf,
     parameter_shapes,
@@ -42,6 +42,15 @@ VARIANTS = {
         "has_qkv_bias": True,
     },
     "no_shared": {"moe": dataclasses.replace(MOE, num_shared_experts=0)},
+    "llama": {"num_dense_layers": 3, "norm_head": False, "moe": MoeConfig()},
+    "llama_biased": {
+        "num_dense_layers": 3,
+        "norm_head": False,
+        "moe": MoeConfig(),
+        "has_output_bias": True,
+        "has_qkv_bias": True,
+        "tie_embeddings": True,
+    },
 }
 
 
@@ -111,12 +120,14 @@ def test_every_setting_of_a_model_survives_config_json(config):
     )
     tree = json.loads(json.dumps(config_to_hf(config, dtype="bfloat16")))
     assert config_from_hf(tree) == config
-    names = {ours.removeprefix("moe.") for ours, _, _ in FIELDS}
-    fields = {
-        field.name
-        for kind in (ModelConfig, MoeConfig)
-        for field in dataclasses.fields(kind)
-    }
+    table = architecture_of(config).fields
+    names = {ours.removeprefix("moe.") for ours, _, _ in table}
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    if config.is_dense:
+        # What is implied, and what no dense model has.
+        names |= {"num_dense_layers", "norm_head"}
+    else:
+        fields |= {field.name for field in dataclasses.fields(MoeConfig)}
     # How experts and attention are computed is no property of the model.
     computed = {
         "implementation",
@@ -124,6 +135,7 @@ def test_every_setting_of_a_model_survives_config_json(config):
         "quantization",
         "attention_implementation",
     }
+    computed &= fields
     assert fields - names == {"moe", "rope_scaling"} | computed
 
 
@@ -200,10 +212,12 @@ def test_rope_settings_of_newer_files_are_read():
         ({"hidden_size": -32}, "hidden_size=-32"),
         ({"norm_head": 1}, "norm_head=1 must be of type bool"),
         ({"num_attention_heads": 0}, "num_attention_heads=0"),
-        ({"num_experts": 10**9}, "beyond any BailingMoE"),
+        ({"num_experts": 10**9}, "beyond any model"),
         ({"num_experts_per_tok": 5}, "num_experts_per_token=5"),
         ({"moe_intermediate_size": None}, "moe_intermediate_size=0"),
         ({"eos_token_id": 64}, "eos_id=64"),
+        ({"first_k_dense_replace": 3}, "norm_head=True"),
+        ({"first_k_dense_replace": 4}, "num_dense_layers=4"),
     ],
 )
 def test_a_model_that_is_not_computed_here_is_refused_in_one_line(changes, message):
@@ -211,3 +225,54 @@ def test_a_model_that_is_not_computed_here_is_refused_in_one_line(changes, messa
         config_from_hf(_tree(**changes))
     assert str(caught.value).startswith("config.json: ")
     assert "\n" not in str(caught.value)
+
+
+def _llama(**changes):
+    dense = dataclasses.replace(SMALL, num_dense_layers=3, norm_head=False)
+    return config_to_hf(dense, dtype="float32") | changes
+
+
+def test_smollm2_has_the_published_tensors():
+    published = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "tie_word_embeddings": True,
+    }
+    table = tensors(config_from_hf(published))
+    assert len(table) == 272
+    assert sum(math.prod(tensor.shape) for tensor in table.values()) == 134_515_008
+    assert table["model.layers.29.self_attn.k_proj.weight"].shape == (192, 576)
+
+
+def test_a_llama_without_a_padding_token_pads_with_its_end_token():
+    assert config_from_hf(_llama(pad_token_id=None)).pad_id == SMALL.eos_id
+    assert config_from_hf(_llama(pad_token_id=5)).pad_id == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"eos_token_id": [1, 2]}, "eos_token_id"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "type 'llama3'"),
+        ({"intermediate_size": 0}, "intermediate_size=0"),
+    ],
+)
+def test_a_llama_that_is_not_computed_here_is_refused_in_one_line(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        config_from_hf(_llama(**changes))
+    assert str(caught.value).startswith("config.json: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_llama_with_half_of_the_biases_is_refused():
+    with pytest.raises(ConfigError, match="all biases or none"):
+        dataclasses.replace(
+            SMALL, num_dense_layers=3, norm_head=False, has_qkv_bias=True
+        )

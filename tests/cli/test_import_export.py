@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from ring_jax.checkpoint.model_folder import export_folder
+from ring_jax.checkpoint.model_folder import export_folder, read_config
 from ring_jax.checkpoint.store import Store
 from ring_jax.cli import status
 from ring_jax.cli.main import main
@@ -103,9 +103,47 @@ def test_export_reads_the_newest_good_checkpoint_of_a_training_run(
     assert main(["import", f"--folder={out}", f"--workdir={tmp_path / 'b'}"]) == 0
 
 
+DENSE = dataclasses.replace(
+    CONFIG, num_dense_layers=2, norm_head=False, tie_embeddings=True, moe=MoeConfig()
+)
+UPCYCLE = "--config=configs/upcycle/eight_experts.py"
+
+
+def test_a_dense_folder_becomes_a_mixture_of_experts(tmp_path, tokenizer, capsys):
+    dense = export_folder(
+        random_parameters(DENSE),
+        DENSE,
+        tmp_path / "dense",
+        tokenizer=tokenizer,
+        chat_template="{{ of_the_folder }}",
+        dtype="float32",
+    )
+    plain, routed = tmp_path / "plain", tmp_path / "routed"
+    assert main(["import", f"--folder={dense}", f"--workdir={plain}"]) == 0
+    assert main(["export", "--dtype=float32", f"--workdir={plain}"]) == 0
+    assert _contents(plain / "export") == _contents(dense)
+    words = [UPCYCLE, "--config.num_experts=4", f"--workdir={routed}"]
+    assert main(["import", f"--folder={dense}", *words]) == status.DONE
+    assert main(["export", f"--workdir={routed}"]) == status.DONE
+    config = read_config(routed / "export")
+    assert (config.num_dense_layers, config.moe.num_experts) == (0, 4)
+    capsys.readouterr()
+    words = [UPCYCLE, f"--workdir={tmp_path / 'again'}"]
+    assert main(["import", f"--folder={routed / 'export'}", *words]) == 2
+    assert "is routed already" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["import", "--workdir=W", "--folder=HF", "--gguf=HF"], "not allowed with"),
+        (["import", "--workdir=W", "--gguf=nowhere"], "is no file"),
+        (["import", "--workdir=W", "--folder=HF", "--config.seed=1"], "--config"),
+        (
+            ["import", "--workdir=W", "--folder=HF", "--config=configs/models/tiny.py"],
+            "holds no upcycling",
+        ),
         (["import", "--workdir=W", "--folder=nowhere"], "config.json is missing"),
         (["import", "--workdir=W"], "--folder"),
         (["import", "--folder=HF"], "--workdir=DIR"),

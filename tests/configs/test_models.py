@@ -3,6 +3,7 @@
 
 import dataclasses
 import importlib
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from ring_jax import sharding
 from ring_jax.checkpoint.huggingface import config_from_hf, config_to_hf
-from ring_jax.config import ModelConfig, RunConfig, from_config_dict
+from ring_jax.config import ModelConfig, RunConfig, UpcycleConfig, from_config_dict
 from ring_jax.model import abstract_transformer, count_parameters, init_transformer
 
 FOLDER = pathlib.Path(__file__).parent.parent.parent / "configs" / "models"
@@ -28,6 +29,7 @@ COUNTS = {
     "ling_coder_lite": LITE,
     "ling_plus": (290_602_910_976, 29_004_170_496),
     "ling_plus_0325": (292_540_679_424, 30_941_938_944),
+    "smollm2_135m": (134_515_008, 134_515_008),
 }
 
 
@@ -45,6 +47,12 @@ def test_the_settings_of_the_quickstart_are_the_reviewed_ones(check_golden):
     tree = importlib.import_module("configs.quickstart").get_config()
     settings = dataclasses.asdict(from_config_dict(RunConfig, tree))
     check_golden("configs/quickstart.txt", as_lines(settings))
+
+
+def test_the_upcycling_is_the_reviewed_one(check_golden):
+    tree = importlib.import_module("configs.upcycle.eight_experts").get_config()
+    settings = dataclasses.asdict(from_config_dict(UpcycleConfig, tree))
+    check_golden("configs/upcycle/eight_experts.txt", as_lines(settings))
 
 
 def as_lines(tree: Mapping[str, Any], path: str = "") -> str:
@@ -66,7 +74,7 @@ def test_the_parameters_of_a_model_are_the_reviewed_ones(name, check_golden):
         "fsdp": 2,
         "context": 2,
         "expert": 2,
-        "tensor": min(2, config.num_kv_heads),
+        "tensor": math.gcd(2, config.num_kv_heads),
     }
     with jax.sharding.use_abstract_mesh(sharding.abstract_mesh(**sizes)):
         model = abstract_transformer(config)

@@ -153,6 +153,46 @@ def test_the_float64_definition_agrees_where_mlx_cannot_load(mesh, tmp_path, cha
     assert np.abs(reference_BTV - ours_BTV).max() <= REFERENCE_TOLERANCE
 
 
+DENSE = dataclasses.replace(CONFIG, num_dense_layers=2, norm_head=False)
+LLAMAS = {
+    "plain": {},
+    "tied": {"tie_embeddings": True},
+    "biased": {"has_qkv_bias": True, "has_output_bias": True},
+    "head_dim": {"head_dim": 12},
+    "one_kv_head": {"num_kv_heads": 1},
+    "rope_theta": {"rope_theta": 1e5},
+    "norm_eps": {"norm_eps": 1e-2},
+    "yarn": {"rope_scaling": YARN},
+}
+
+
+@pytest.mark.parametrize("changes", LLAMAS.values(), ids=list(LLAMAS))
+def test_mlx_opens_a_dense_model_as_a_llama_and_agrees(mesh, tmp_path, changes):
+    config = dataclasses.replace(DENSE, **changes)
+    params = bailing_reference.random_parameters(config)
+    folder, ids_BT = _export(config, params, tmp_path), _ids(config)
+    ours = _our_logits(config, params)
+    assert max_logit_difference_to_mlx(folder, ours, ids_BT) <= TOLERANCE
+    assert 0.5 < mlx_logits(folder, ids_BT).std() < 2.0
+
+
+def test_a_dense_model_decodes_as_it_reads_whole_rows(mesh):
+    params = bailing_reference.random_parameters(DENSE)
+    model = place(abstract_transformer(DENSE), params)
+    ids_BT, cache = jnp.asarray(_ids(DENSE)[:, :8]), model.empty_cache(2, 8)
+    positions_BT = jnp.broadcast_to(jnp.arange(8)[None], (2, 8))
+    hidden_BTD, _ = model.decode(
+        ids_BT,
+        cache,
+        segments_BT=jnp.ones((2, 8), jnp.int32),
+        positions_BT=positions_BT,
+    )
+    whole_BTV = _logits(model, ids_BT)
+    np.testing.assert_allclose(
+        model.logits(hidden_BTD), whole_BTV, atol=REFERENCE_TOLERANCE
+    )
+
+
 def test_without_mlx_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlx_lm.utils", None)
     with pytest.raises(ConfigError, match=r"ring_jax\[parity\]"):

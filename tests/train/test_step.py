@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ring_jax import sharding
-from ring_jax.config import MeshConfig
+from ring_jax.config import ConfigError, MeshConfig
 from ring_jax.objectives import next_tokens, training_loss
 from ring_jax.objectives.training_loss import router_loss
 from ring_jax.train.loop import place
@@ -213,12 +213,22 @@ def test_the_learning_rate_warms_up_and_decays_in_every_stage(tiny_run):
         assert sorted(stage[1:], reverse=True) == stage[1:]
 
 
+def test_a_model_without_routed_layers_is_refused(tiny_run):
+    optimizer = make_optimizer(tiny_run.train.optimizer, tiny_run.stages)
+    num_layers = tiny_run.model.num_layers
+    dense = dataclasses.replace(
+        tiny_run.model, num_dense_layers=num_layers, norm_head=False
+    )
+    with pytest.raises(ConfigError, match="all .* layers are dense"):
+        make_train_step(dataclasses.replace(tiny_run, model=dense), optimizer)
+
+
 def test_matrices_decay_and_norms_do_not(tiny_run, mesh):
     del mesh
     optimizer = make_optimizer(tiny_run.train.optimizer, tiny_run.stages)
     model = jax.eval_shape(lambda: init_state(tiny_run, optimizer)).model
     mask = decay_mask(model)
-    assert mask.moe_layers.moe is not None
+    assert mask.moe_layers is not None and mask.moe_layers.moe is not None
     decays = {
         jax.tree_util.keystr(path): bool(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(mask)
