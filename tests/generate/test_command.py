@@ -94,7 +94,7 @@ def test_the_command_says_what_the_engine_says(capsys, workdir, model, mesh, tmp
     expected = engine.generate([prompt_ids(prompt) for prompt in prompts])
     said = json.loads(lines[-1])["completions"]
     assert said == [
-        {"prompt": prompt, **dataclasses.asdict(completion)}
+        {"id": "", "prompt": prompt, **dataclasses.asdict(completion)}
         for prompt, completion in zip(prompts, expected, strict=True)
     ]
     assert lines[0] == "> seven plus eight"
@@ -110,9 +110,13 @@ def test_settings_and_temperature_are_obeyed(capsys, workdir):
 
     short = said("--config.evaluate.max_new_tokens=2")
     assert len(short["ids"]) == 2 and short["stop_reason"] == "length"
-    drawn = said("--temperature=5")
-    assert drawn == said("--temperature=5")
-    assert drawn != said("--temperature=5", "--config.seed=1")
+    warm = "--config.generate.temperature=5.0"
+    drawn = said(warm)
+    assert drawn == said(warm)
+    assert drawn != said(warm, "--config.seed=1")
+    stop = json.dumps([said()["text"][3:5]])
+    cut = said(f"--config.generate.stop={stop}")
+    assert cut["text"] == said()["text"][:3] and cut["stop_reason"] == "stop"
 
 
 def test_an_imported_folder_needs_no_settings(capsys, workdir, tmp_path):
@@ -135,11 +139,12 @@ def test_an_imported_folder_needs_no_settings(capsys, workdir, tmp_path):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ([], "either --prompt=TEXT or --file"),
-        (["--prompt=a", "--file=b"], "either --prompt=TEXT or --file"),
+        ([], "one of --prompt=TEXT, --file=FILE and --chat"),
+        (["--prompt=a", "--file=b"], "one of --prompt=TEXT, --file=FILE"),
+        (["--prompt=a", "--chat"], "one of --prompt=TEXT, --file=FILE"),
         (["--prompt= "], "no prompt"),
         (["--file=absent.txt"], "absent.txt is no file"),
-        (["--prompt=a", "--temperature=-1"], "temperature=-1.0"),
+        (["--prompt=a", "--config.generate.temperature=-1.0"], "temperature=-1.0"),
         (["--prompt=" + "seven " * 60], "evaluate.max_prompt_tokens=48"),
         (["--prompt=a", "--config.evaluate.max_new_tokns=3"], "max_new_tokens"),
         (["--prompt=a", "--workdir=absent"], "absent"),

@@ -19,8 +19,7 @@ from ring_jax.config import (
     MoeConfig,
 )
 from ring_jax.data import tokenizer as tokenizers
-from ring_jax.generate import Engine, Sampler, engine
-from ring_jax.generate.sampler import choose
+from ring_jax.generate import GREEDY, Engine, Request, Sampling, programs
 from ring_jax.model import Transformer, init_transformer
 
 TOKENIZER = tokenizers.train(["seven plus eight is fifteen"] * 3, vocab_size=280)
@@ -54,9 +53,9 @@ def create(*, seed: int = 0) -> Transformer:
     return initialize(MODEL, seed)
 
 
-def complete(model, prompts, *, config=SIZES, **options):
-    completions = Engine(model, TOKENIZER, config=config, **options).generate(prompts)
-    return [completion.ids for completion in completions]
+def complete(model, prompts, *, config=SIZES, sampling=GREEDY, **options):
+    engine = Engine(model, TOKENIZER, config=config, **options)
+    return [completion.ids for completion in engine.generate(prompts, sampling)]
 
 
 @jax.jit
@@ -139,46 +138,45 @@ def test_a_row_stops_at_its_end_token_and_others_go_on(mesh):
         assert has_ended == (swapped in before)
 
 
-@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=5.0)])
-def test_ids_without_a_token_never_appear(mesh, sampler):
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=5.0)])
+def test_ids_without_a_token_never_appear(mesh, sampling):
     model = create()
     assert model.head_DV is not None
     # Unused rows of the head are made the most probable ones whatever was read.
     head_DV = model.head_DV[...]
     loud = 50.0 * jnp.sign(head_DV[:, TOKENIZER.vocab_size :])
     model.head_DV[...] = head_DV.at[:, TOKENIZER.vocab_size :].set(loud)
-    for ids in complete(model, PROMPTS, sampler=sampler):
+    for ids in complete(model, PROMPTS, sampling=sampling):
         assert max(ids) < TOKENIZER.vocab_size
 
 
+def asked(prompts, *, temperature=1.5, seed=3):
+    """Requests that draw, each by a seed of its own."""
+    return [
+        Request(
+            prompt_ids=tuple(prompt),
+            sampling=Sampling(temperature=temperature, top_k=50, seed=seed + number),
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def answers(model, requests, *, config=SIZES):
+    engine = Engine(model, TOKENIZER, config=config)
+    return [completion.ids for completion in engine.complete(requests)]
+
+
 def test_draws_depend_on_seed_and_prompt_and_not_on_neighbours(mesh):
-    model = create()
-    warm = Sampler(temperature=1.5, seed=3)
-    drawn = complete(model, PROMPTS, sampler=warm)
-    assert drawn == complete(model, PROMPTS, sampler=warm)
-    assert drawn != complete(model, PROMPTS, sampler=Sampler(temperature=1.5, seed=4))
+    model, requests = create(), asked(PROMPTS)
+    drawn = answers(model, requests)
+    assert drawn == answers(model, requests)
+    assert drawn == answers(model, requests[::-1])[::-1]
+    assert drawn == [answers(model, [request])[0] for request in requests]
+    assert drawn != answers(model, asked(PROMPTS, seed=4))
     assert drawn != complete(model, PROMPTS)
-    narrow = dataclasses.replace(SIZES, batch_size=2)
-    assert drawn == complete(model, PROMPTS, sampler=warm, config=narrow)
     # Two askings of one prompt are two draws.
-    one, two = complete(model, [PROMPTS[0]] * 2, sampler=warm)
+    one, two = answers(model, asked([PROMPTS[0]] * 2))
     assert one != two
-
-
-def test_draws_follow_the_softmax_at_the_temperature(mesh):
-    probabilities_V = np.array([0.5, 0.3, 0.2, 0.0])
-    logits_V = np.log(np.maximum(probabilities_V, 1e-30))
-    size, temperature = 4000, 2.0
-    drawn_B = choose(
-        jnp.broadcast_to(jnp.asarray(logits_V)[None], (size, 4)),
-        temperature=temperature,
-        step_key=jax.random.key(0),
-        numbers_B=jnp.arange(size),
-    )
-    tempered_V = probabilities_V**0.5 / (probabilities_V**0.5).sum()
-    share_V = np.bincount(np.asarray(drawn_B), minlength=4) / size
-    # Four standard deviations of a share of 0.5 of 4000 draws.
-    np.testing.assert_allclose(share_V, tempered_V, atol=4 * 0.5 / size**0.5)
 
 
 @pytest.mark.parametrize("shape", [{"data": 4}, {"fsdp": 2, "expert": 2}])
@@ -219,7 +217,7 @@ def test_nothing_asked_is_nothing_said(mesh):
 
 def test_models_of_one_shape_share_one_program(mesh):
     complete(create(seed=0), PROMPTS)
-    program: Any = engine._decode
+    program: Any = programs.decode
     before = program._cache_size()
     complete(create(seed=1), PROMPTS[:2])
     assert program._cache_size() == before
