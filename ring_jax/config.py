@@ -469,8 +469,8 @@ class GenerateConfig:
     repetition_penalty: float = 1.0
     max_think_tokens: int | None = None
     """Tokens between <think> and </think>, which then is closed; None: no limit."""
-    stop: tuple[str, ...] = ()
-    """Texts that end an answer."""
+    stop: str | None = None
+    """A text that ends an answer, and is not in it."""
     steps_per_dispatch: int = 8
     """Tokens of each answer between two looks of the host."""
     prefill_chunk_tokens: int = 256

@@ -4,7 +4,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 
-from ring_jax.cli.questions import Question, to_requests
+from ring_jax.cli.questions import ask, to_requests
 from ring_jax.config import ConfigError, RunConfig
 from ring_jax.data.chat import END_TOKEN, parse_reply
 from ring_jax.data.schema import Message
@@ -33,7 +33,7 @@ def converse(engine: Engine, config: RunConfig, tokenizer: Tokenizer) -> None:
         asked = (*turns, Message("user", line))
         # The number tells the draws of two turns apart.
         seed = None if number == 0 else config.seed + number
-        question = Question(messages=asked, seed=seed, generate=config.generate)
+        question = ask(config.generate, messages=asked, seed=seed)
         requests = to_requests([question], config, tokenizer)
         try:
             completion = _say(engine.stream(requests), is_terminal)

@@ -30,6 +30,7 @@ class Question:
     seed: int | None = None
     """None: drawn from `config.seed` and the question's number."""
     max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
 
     def turns(self) -> tuple[Message, ...]:
@@ -41,24 +42,31 @@ def read_questions(args: argparse.Namespace, config: GenerateConfig) -> list[Que
     """Reads `--prompt` or `--file`.
 
     A `.jsonl` file has an object a line: `prompt` or `messages`, and what differs from
-    the settings: fields of `config.generate`, `seed`, `max_new_tokens`; `id` is echoed.
+    the settings: fields of `config.generate`, `seed`, `max_new_tokens`, and `stop`,
+    which may be a list here; `id` is echoed.
 
     Raises:
       ConfigError: neither or both are given, there is no prompt, or a line is wrong.
     """
     if args.file is None:
-        questions = [Question(prompt=args.prompt, generate=config)]
+        questions = [ask(config, prompt=args.prompt)]
     elif not args.file.is_file():
         raise ConfigError(f"--file={args.file} is no file; write prompts, one a line.")
     elif args.file.suffix == ".jsonl":
         questions = list(_lines_of_json(args.file, config))
     else:
         lines = args.file.read_text("utf-8", errors="replace").splitlines()
-        questions = [Question(prompt=line, generate=config) for line in lines]
+        questions = [ask(config, prompt=line) for line in lines]
     questions = [q for q in questions if q.messages or q.prompt.strip()]
     if not questions:
         raise ConfigError("generate: there is no prompt; write at least one word.")
     return questions
+
+
+def ask(config: GenerateConfig, **fields: Any) -> Question:
+    """Returns a question by the settings alone."""
+    stop = () if config.stop is None else (config.stop,)
+    return Question(stop=stop, generate=config, **fields)
 
 
 def to_requests(
@@ -79,7 +87,7 @@ def to_requests(
                 sampling=sampling,
                 max_new_tokens=question.max_new_tokens,
                 max_think_tokens=settings.max_think_tokens,
-                stop=settings.stop,
+                stop=question.stop,
             )
         )
     return requests
@@ -104,6 +112,10 @@ def _question(line: str, where: str, config: GenerateConfig) -> Question:
     if ("prompt" in fields) == ("messages" in fields):
         raise ConfigError(f"{where}: give it either prompt or messages.")
     messages = _messages(fields.pop("messages", None), where)
+    stops = fields.pop("stop", config.stop or [])
+    stops = [stops] if isinstance(stops, str) else stops
+    if not isinstance(stops, list) or not all(isinstance(t, str) for t in stops):
+        raise ConfigError(f"{where}: stop={stops!r} must be a text or a list of them.")
     plain = {
         name: fields.pop(name)
         for name in ("id", "prompt", "seed", "max_new_tokens")
@@ -111,8 +123,12 @@ def _question(line: str, where: str, config: GenerateConfig) -> Question:
     }
     question = from_config_dict(Question, plain, where)
     settings = {**dataclasses.asdict(config), **fields}
-    generate = from_config_dict(GenerateConfig, settings, where)
-    return dataclasses.replace(question, messages=messages, generate=generate)
+    return dataclasses.replace(
+        question,
+        messages=messages,
+        stop=tuple(stops),
+        generate=from_config_dict(GenerateConfig, settings, where),
+    )
 
 
 def _messages(turns: Any, where: str) -> tuple[Message, ...]:

@@ -93,10 +93,12 @@ def test_the_command_says_what_the_engine_says(capsys, workdir, model, mesh, tmp
     engine = Engine(model, TOKENIZER, config=CONFIG.evaluate)
     expected = engine.generate([prompt_ids(prompt) for prompt in prompts])
     said = json.loads(lines[-1])["completions"]
-    assert said == [
-        {"id": "", "prompt": prompt, **dataclasses.asdict(completion)}
-        for prompt, completion in zip(prompts, expected, strict=True)
-    ]
+    for answer, prompt, completion in zip(said, prompts, expected, strict=True):
+        wanted = {"id": "", "prompt": prompt, **dataclasses.asdict(completion)}
+        # The command runs on eight devices: float32 sums in another order.
+        logs = wanted.pop("log_probabilities")
+        assert answer.pop("log_probabilities") == pytest.approx(logs, abs=1e-4)
+        assert answer == wanted
     assert lines[0] == "> seven plus eight"
 
 
@@ -114,9 +116,9 @@ def test_settings_and_temperature_are_obeyed(capsys, workdir):
     drawn = said(warm)
     assert drawn == said(warm)
     assert drawn != said(warm, "--config.seed=1")
-    stop = json.dumps([said()["text"][3:5]])
-    cut = said(f"--config.generate.stop={stop}")
-    assert cut["text"] == said()["text"][:3] and cut["stop_reason"] == "stop"
+    text = said()["text"]
+    cut = said(f"--config.generate.stop={text[3:5]}")
+    assert cut["text"] == text[: text.index(text[3:5])] and cut["stop_reason"] == "stop"
 
 
 def test_an_imported_folder_needs_no_settings(capsys, workdir, tmp_path):
