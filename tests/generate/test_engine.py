@@ -14,6 +14,7 @@ from ring_jax import sharding
 from ring_jax.config import (
     ConfigError,
     EvaluateConfig,
+    GenerateConfig,
     MeshConfig,
     ModelConfig,
     MoeConfig,
@@ -179,15 +180,179 @@ def test_draws_depend_on_seed_and_prompt_and_not_on_neighbours(mesh):
     assert one != two
 
 
-@pytest.mark.parametrize("shape", [{"data": 4}, {"fsdp": 2, "expert": 2}])
+@pytest.mark.parametrize("shape", [{"fsdp": 2, "expert": 4}, {"data": 4, "tensor": 2}])
 def test_a_larger_mesh_says_the_same(mesh, shape):
-    expected = complete(create(), PROMPTS)
-    devices = jax.devices()[:4]
-    larger = sharding.make_mesh(MeshConfig(**({"data": 1} | shape)), devices)
+    requests = asked(PROMPTS)
+    expected = answers(create(), requests)
+    larger = sharding.make_mesh(MeshConfig(**({"data": 1} | shape)), jax.devices()[:8])
     with jax.set_mesh(larger):
-        # Three prompts a batch do not divide over four devices; padding makes them.
+        # Three slots do not divide over the devices; more are made.
         config = dataclasses.replace(SIZES, batch_size=3)
-        assert complete(create(), PROMPTS, config=config) == expected
+        assert answers(create(), requests, config=config) == expected
+
+
+def with_pace(model, requests, *, config=SIZES, **pace):
+    engine = Engine(model, TOKENIZER, config=config, pace=GenerateConfig(**pace))
+    return engine.complete(requests)
+
+
+LONG = EvaluateConfig(max_prompt_tokens=80, max_new_tokens=10, batch_size=2)
+
+
+def test_a_neighbour_changes_no_bit(mesh):
+    """Not even of log-probabilities, though prompts are of very different lengths."""
+    model = create()
+    prompts = [PROMPTS[0], list(range(5, 75)), [9], list(range(60, 80))]
+    requests = asked(prompts)
+    together = with_pace(model, requests, config=LONG, steps_per_dispatch=3)
+    for request, completion in zip(requests, together, strict=True):
+        (alone,) = with_pace(model, [request], config=LONG, steps_per_dispatch=3)
+        assert alone == completion
+
+
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_the_steps_of_a_dispatch_change_nothing(mesh, steps):
+    requests = asked(PROMPTS)
+    wanted = with_pace(create(), requests)
+    assert with_pace(create(), requests, steps_per_dispatch=steps) == wanted
+
+
+def test_kept_prefixes_change_no_bit_and_are_not_read_again(mesh, monkeypatch):
+    model = create()
+    common = list(range(5, 45))
+    requests = asked([common + [60], common + [61, 62], common + [60]])
+    sizes = []
+    plain = programs.read
+
+    def counting(decoder, cache, chunk):
+        sizes.append(chunk.ids_JT.shape[1])
+        return plain(decoder, cache, chunk)
+
+    monkeypatch.setattr(programs, "read", counting)
+    pace = {"config": LONG, "prefill_chunk_tokens": 16}
+    wanted = with_pace(model, requests, prefix_cache_tokens=0, **pace)
+    assert sizes == [16] * 9
+    sizes.clear()
+    found = with_pace(model, requests, prefix_cache_tokens=200, **pace)
+    # Two chunks of the first are all of the second's but its last; the third is there.
+    assert sizes == [16] * 4
+    assert found == wanted
+
+
+def test_nothing_is_compiled_after_the_first_requests(mesh):
+    compiled = []
+
+    def listen(name: str, *_: object, **__: object) -> None:
+        if "backend_compile" in name:
+            compiled.append(name)
+
+    engine = Engine(create(), TOKENIZER, config=LONG)
+    lengths = (3, 20, 40, 75)
+    engine.complete(asked([list(range(5, 5 + n)) for n in lengths]))
+    engine.complete(asked([list(range(5, 5 + n)) for n in lengths]))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        rng = np.random.default_rng(0)
+        prompts = [rng.integers(5, 250, n).tolist() for n in (1, 2, 17, 70, 33, 64, 5)]
+        requests = [
+            dataclasses.replace(
+                request,
+                max_new_tokens=1 + number,
+                stop=("seven",),
+                stop_ids=(7,),
+                max_think_tokens=number,
+            )
+            for number, request in enumerate(asked(prompts, temperature=0.9))
+        ]
+        engine.complete(requests)
+        assert not compiled
+        # The listener does hear.
+        jax.jit(lambda x: x + len(prompts))(1.5)
+        assert compiled
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_log_probabilities_are_those_of_the_plain_model(mesh):
+    model, prompt = create(), PROMPTS[2]
+    (completion,) = Engine(model, TOKENIZER, config=SIZES).generate([prompt])
+    ids = list(prompt)
+    for token, found in zip(completion.ids, completion.log_probabilities, strict=True):
+        row = np.zeros((1, 22), np.int32)
+        row[0, : len(ids)] = ids
+        wanted_V = jax.nn.log_softmax(next_logits(model, row, len(ids)))
+        # float32 of two orders of summing.
+        assert found == pytest.approx(float(wanted_V[token]), abs=1e-4)
+        ids.append(token)
+
+
+def test_stop_tokens_and_texts_end_a_completion(mesh):
+    model = create()
+    request = Request(prompt_ids=tuple(PROMPTS[0]))
+    (plain,) = with_pace(model, [request])
+    token = plain.ids[4]
+    by_id = dataclasses.replace(request, stop_ids=(token,))
+    (stopped,) = with_pace(model, [by_id])
+    assert stopped.ids == plain.ids[: plain.ids.index(token) + 1]
+    assert stopped.stop_reason == "stop"
+    # A text that begins in one token and ends in the next.
+    texts = [TOKENIZER.decode([i]) for i in plain.ids]
+    pairs = zip(texts, texts[1:], strict=False)
+    number = next(n for n, (a, b) in enumerate(pairs) if a.isascii() and b.isascii())
+    text = texts[number][-1] + texts[number + 1][0]
+    by_text = dataclasses.replace(request, stop=("never said", text))
+    (stopped,) = with_pace(model, [by_text])
+    assert stopped.stop_reason == "stop"
+    assert stopped.text == plain.text[: plain.text.index(text)]
+    assert plain.ids[: len(stopped.ids)] == stopped.ids
+    assert len(stopped.ids) <= number + 2
+    assert len(stopped.log_probabilities) == len(stopped.ids)
+
+
+THINK, END_OF_THINK = (TOKENIZER.special_id(name) for name in ("<think>", "</think>"))
+
+
+@pytest.mark.parametrize("budget", [0, 1, 4])
+def test_a_think_block_is_closed_when_its_tokens_are_spent(mesh, budget):
+    request = Request(prompt_ids=(*PROMPTS[0], THINK))
+    (free,) = with_pace(create(), [request])
+    assert END_OF_THINK not in free.ids
+    limited = dataclasses.replace(request, max_think_tokens=budget)
+    (closed,) = with_pace(create(), [limited])
+    assert closed.ids[: budget + 1] == [*free.ids[:budget], END_OF_THINK]
+    assert END_OF_THINK not in closed.ids[budget + 1 :]
+    assert len(closed.ids) == SIZES.max_new_tokens
+    # Without an open block there is nothing to close.
+    outside = dataclasses.replace(limited, prompt_ids=tuple(PROMPTS[0]))
+    assert with_pace(create(), [outside])[0].ids == complete(create(), [PROMPTS[0]])[0]
+
+
+def test_the_repetition_penalty_reads_prompt_and_answer(mesh):
+    request = Request(
+        prompt_ids=tuple(PROMPTS[3]), sampling=Sampling(repetition_penalty=1e6)
+    )
+    (completion,) = with_pace(create(), [request], steps_per_dispatch=3)
+    assert len(set(completion.ids)) == len(completion.ids)
+    assert not set(completion.ids) & set(PROMPTS[3])
+
+
+def test_a_stream_tells_the_whole_text_and_may_be_left(mesh):
+    engine = Engine(
+        create(), TOKENIZER, config=SIZES, pace=GenerateConfig(steps_per_dispatch=2)
+    )
+    requests = asked(PROMPTS)
+    wanted = engine.complete(requests)
+    texts, ends = [""] * len(requests), 0
+    for told in engine.stream(requests):
+        texts[told.number] += told.text
+        ends += told.completion is not None
+    for text, completion in zip(texts, wanted, strict=True):
+        assert completion.text.startswith(text)
+        assert completion.text[len(text) :].strip("\ufffd") == ""
+    assert ends == len(requests)
+    for _ in range(3):
+        next(iter(engine.stream(requests)))
+    assert engine.complete(requests) == wanted
 
 
 def test_bfloat16_decodes_too(mesh):
@@ -202,6 +367,23 @@ def test_bfloat16_decodes_too(mesh):
 def test_a_prompt_that_does_not_fit_is_a_mistake_of_one_line(mesh, prompts, message):
     with pytest.raises(ConfigError, match=message) as caught:
         complete(create(), prompts)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_new_tokens": 11}, "max_new_tokens=11.*max_new_tokens=10"),
+        ({"max_new_tokens": -1}, "max_new_tokens=-1"),
+        ({"max_think_tokens": -1}, "max_think_tokens=-1"),
+        ({"stop_ids": tuple(range(16))}, "16 stop_ids"),
+    ],
+    ids=str,
+)
+def test_a_request_that_cannot_be_is_a_mistake_of_one_line(mesh, fields, message):
+    request = Request(prompt_ids=(1, 2), **fields)
+    with pytest.raises(ConfigError, match=message) as caught:
+        with_pace(create(), [request])
     assert "\n" not in str(caught.value)
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every filter against a slow definition in numpy, and draws against their shares."""
 
-
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -80,9 +79,7 @@ SAMPLINGS = st.builds(
 
 @hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(
-    rows=st.lists(
-        st.tuples(LOGITS, SAMPLINGS), min_size=NUM_ROWS, max_size=NUM_ROWS
-    )
+    rows=st.lists(st.tuples(LOGITS, SAMPLINGS), min_size=NUM_ROWS, max_size=NUM_ROWS)
 )
 def test_filters_keep_what_the_definition_keeps(rows):
     logits_BV = np.array([logits for logits, _ in rows], np.float32)
@@ -139,9 +136,7 @@ def test_draws_follow_what_the_filters_leave(sampling, shares):
     size, places = 4000, np.array([3, 300, 700, 900])
     logits_V = np.full(1000, -np.inf, np.float32)
     logits_V[places] = np.log(np.maximum([0.5, 0.3, 0.2, 0.0], 1e-30))
-    rows = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (size,)), choices_of([sampling])
-    )
+    rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (size,)), choices_of([sampling]))
     drawn_B = choose_once(
         jnp.broadcast_to(jnp.asarray(logits_V)[None], (size, 1000)),
         jnp.zeros((size, 1000), bool),
