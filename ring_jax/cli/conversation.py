@@ -4,7 +4,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 
-from ring_jax.cli.questions import ask, to_requests
+from ring_jax.cli.questions import Question, ask, to_requests
 from ring_jax.config import ConfigError, RunConfig
 from ring_jax.data.chat import END_TOKEN, parse_reply
 from ring_jax.data.schema import Message
@@ -17,8 +17,10 @@ Say something; an empty line starts a new conversation, the end of input (Ctrl-D
 """
 
 
-def converse(engine: Engine, config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Answers lines of standard input until it ends.
+def converse(
+    engine: Engine, config: RunConfig, tokenizer: Tokenizer
+) -> list[tuple[Question, Completion]]:
+    """Answers lines of standard input until it ends; returns what was said.
 
     Earlier turns are remembered without their reasoning, as they were trained.
     """
@@ -26,6 +28,7 @@ def converse(engine: Engine, config: RunConfig, tokenizer: Tokenizer) -> None:
     if is_terminal:
         print(OPENING)
     turns: list[Message] = []
+    said: list[tuple[Question, Completion]] = []
     for number, line in enumerate(_lines(is_terminal)):
         if not line.strip():
             turns = []
@@ -40,8 +43,10 @@ def converse(engine: Engine, config: RunConfig, tokenizer: Tokenizer) -> None:
         except ConfigError as error:
             print(f"{error} An empty line starts a new conversation.", file=sys.stderr)
             continue
+        said.append((question, completion))
         answer = parse_reply(completion.text).answer
         turns = [*asked, Message("assistant", answer)] if answer else turns
+    return said
 
 
 def _lines(is_terminal: bool) -> Iterator[str]:

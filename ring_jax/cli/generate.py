@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=pathlib.Path,
         metavar="FILE.jsonl",
-        help="answers, an object a line, instead of printing them",
+        help="where answers are written, an object a line",
     )
 
 
@@ -87,28 +87,28 @@ def run(args: argparse.Namespace) -> int:
     num_slots = 1 if args.chat else min(config.evaluate.batch_size, len(questions))
     with _engine(config, workdir, tokenizer, num_slots=num_slots) as engine:
         if args.chat:
-            converse(engine, config, tokenizer)
-            completions = []
+            answered = converse(engine, config, tokenizer)
         else:
             completions = engine.complete(requests)
+            answered = list(zip(questions, completions, strict=True))
     said = [
         {"id": question.id, "prompt": question.turns()[-1].content}
         | dataclasses.asdict(completion)
-        for question, completion in zip(questions, completions, strict=True)
+        for question, completion in answered
     ]
-    if args.output is None:
-        _print(questions, completions)
-    else:
+    if args.output is not None:
         lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in said]
         args.output.write_text("".join(lines), encoding="utf-8")
+    elif not args.chat:
+        _print(answered)
     if args.json:
         print(json.dumps({"status": status.DONE, "completions": said}))
     return status.DONE
 
 
-def _print(questions: Sequence[Question], completions: Sequence[Completion]) -> None:
-    for question, completion in zip(questions, completions, strict=True):
-        if len(questions) > 1:
+def _print(answered: Sequence[tuple[Question, Completion]]) -> None:
+    for question, completion in answered:
+        if len(answered) > 1:
             print(f"> {question.turns()[-1].content}")
         print(completion.text.removesuffix(END_TOKEN) + _remark(completion))
 
