@@ -14,7 +14,9 @@ from ring_jax.data.schema import Message, Row, row_from_fields
 from ring_jax.data.tokenizer import Tokenizer
 from ring_jax.generate import Request, sampling_of
 
-ORIGIN = dict.fromkeys(("source", "domain", "licence", "package"), "prompt")
+ORIGIN: dict[str, Any] = dict.fromkeys(
+    ("source", "domain", "licence", "package"), "prompt"
+)
 # A row ends with a reply, and rendering a prompt leaves it out.
 UNSAID = Message("assistant", "...")
 

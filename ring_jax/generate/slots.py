@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host's table of slots: a row of numbers for what each was asked and has done."""
 
-import dataclasses
-
 import jax
 import numpy as np
 
@@ -21,6 +19,14 @@ _CHOICES = {
     "min_p": np.float32,
     "repetition_penalty": np.float32,
     "seed": np.uint32,
+}
+_PROGRESS = {
+    "lengths_B": np.int32,
+    "last_B": np.int32,
+    "num_new_B": np.int32,
+    "is_done_B": np.bool_,
+    "is_thinking_B": np.bool_,
+    "think_left_B": np.int32,
 }
 
 
@@ -41,19 +47,15 @@ class Slots:
             name: np.full(num_slots, name in ("top_p", "repetition_penalty"), dtype)
             for name, dtype in _CHOICES.items()
         }
-        zeros = np.zeros(num_slots, np.int32)
-        self._max_new_B = zeros.copy()
+        self._max_new_B = np.zeros(num_slots, np.int32)
         self._stop_ids_BC = np.full((num_slots, MAX_STOP_IDS), NO_TOKEN, np.int32)
         self._seen_BV = np.zeros((num_slots, vocab_size), bool)
         self._unseen_BV = place(self._seen_BV, mesh)
-        self._progress = Progress(
-            lengths_B=zeros.copy(),
-            last_B=zeros.copy(),
-            num_new_B=zeros.copy(),
-            is_done_B=np.ones(num_slots, bool),
-            is_thinking_B=np.zeros(num_slots, bool),
-            think_left_B=zeros.copy(),
-        )
+        # An idle slot has come to its end.
+        self._progress = {
+            name: np.full(num_slots, name == "is_done_B", dtype)
+            for name, dtype in _PROGRESS.items()
+        }
 
     def begin(
         self,
@@ -73,45 +75,49 @@ class Slots:
         self._seen_BV[slot] = False
         self._see(slot, request.prompt_ids)
         limit = request.max_think_tokens
-        beginning = Progress(
-            lengths_B=len(request.prompt_ids) - 1,
-            last_B=request.prompt_ids[-1],
-            num_new_B=0,
-            is_done_B=False,
-            is_thinking_B=is_thinking,
-            think_left_B=NO_LIMIT if limit is None else limit,
-        )
-        for field in dataclasses.fields(Progress):
-            getattr(self._progress, field.name)[slot] = getattr(beginning, field.name)
+        beginning = {
+            "lengths_B": len(request.prompt_ids) - 1,
+            "last_B": request.prompt_ids[-1],
+            "num_new_B": 0,
+            "is_done_B": False,
+            "is_thinking_B": is_thinking,
+            "think_left_B": NO_LIMIT if limit is None else limit,
+        }
+        for name, value in beginning.items():
+            self._progress[name][slot] = value
 
     def end(self, slot: int) -> None:
         """Leaves a slot idle."""
-        self._progress.is_done_B[slot] = True
+        self._progress["is_done_B"][slot] = True
         # Rows without a request read nothing of the cache.
-        self._progress.lengths_B[slot] = 0
+        self._progress["lengths_B"][slot] = 0
         self._choices["repetition_penalty"][slot] = 1
         self._choices["temperature"][slot] = 0
 
     def is_done(self, slot: int) -> bool:
         """Tells whether a slot came to its end, or has no request."""
-        return bool(self._progress.is_done_B[slot])
+        return bool(self._progress["is_done_B"][slot])
 
     def arguments(self) -> tuple[Progress, Orders, jax.Array]:
         """Returns on the devices what `programs.decode` takes."""
-        choices = Choices(**self._choices)
-        orders = Orders(choices, self._max_new_B, self._stop_ids_BC)
+        orders = Orders(
+            Choices(**self._placed(self._choices)),
+            place(self._max_new_B, self._mesh),
+            place(self._stop_ids_BC, self._mesh),
+        )
         has_penalty = np.any(self._choices["repetition_penalty"] != 1)
         seen_BV = place(self._seen_BV, self._mesh) if has_penalty else self._unseen_BV
-        progress, orders = jax.tree.map(
-            lambda x: place(x, self._mesh), (self._progress, orders)
-        )
-        return progress, orders, seen_BV
+        return Progress(**self._placed(self._progress)), orders, seen_BV
 
     def update(self, progress: Progress, ids_BC: np.ndarray) -> None:
         """Notes how far the slots have come, and what they said."""
-        self._progress = jax.tree.map(np.array, progress)
+        for name in self._progress:
+            self._progress[name] = np.array(getattr(progress, name))
         for slot in np.flatnonzero(self._choices["repetition_penalty"] != 1):
-            self._see(slot, ids_BC[slot][ids_BC[slot] != NO_TOKEN])
+            self._see(int(slot), ids_BC[slot][ids_BC[slot] != NO_TOKEN])
+
+    def _placed(self, numbers: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {name: place(x, self._mesh) for name, x in numbers.items()}
 
     def _see(self, slot: int, ids: tuple[int, ...] | np.ndarray) -> None:
         if self._choices["repetition_penalty"][slot] != 1:

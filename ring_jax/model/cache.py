@@ -10,6 +10,7 @@ its sums by one and adds zero to them: to the bit, a row does not notice its nei
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,8 +110,10 @@ def write(
 
 
 def _layouts() -> tuple[KeyValues, Places]:
-    layers = sharding.activation("LBKSH")
-    rows, devices = sharding.activation("B"), sharding.activation("J")
+    """Returns layouts in the place of arrays."""
+    layers: Any = sharding.activation("LBKSH")
+    rows: Any = sharding.activation("B")
+    devices: Any = sharding.activation("J")
     return KeyValues(layers, layers), Places(devices, rows)
 
 

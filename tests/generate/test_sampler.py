@@ -16,7 +16,7 @@ NUM_ROWS, NUM_TOKENS = 3, 7
 
 
 def choices_of(samplings: list[Sampling]) -> Choices:
-    def column(name: str, dtype: type) -> jax.Array:
+    def column(name: str, dtype: jax.typing.DTypeLike) -> jax.Array:
         return jnp.asarray([getattr(s, name) for s in samplings], dtype)
 
     return Choices(
@@ -109,7 +109,7 @@ weights_of = jax.jit(kept_weights)
 def test_the_penalty_makes_seen_tokens_less_probable(logits, seen, penalty):
     logits_V, seen_V = np.array(logits, np.float32), np.array(seen)
     hypothesis.assume(np.isfinite(logits_V).any())
-    wanted_V = penalised(logits_V, seen_V, np.float32(penalty))
+    wanted_V = penalised(logits_V, seen_V, penalty)
     greedy = choices_of([Sampling(repetition_penalty=penalty)])
     chosen = choose_once(logits_V[None], seen_V[None], greedy, np.zeros(1, np.int32))
     assert wanted_V[int(chosen[0])] == wanted_V.max()
