@@ -39,8 +39,9 @@ def kept_by_definition(logits: np.ndarray, sampling: Sampling) -> tuple[set, flo
 
     Sorted, one token at a time; equals stay together.
     """
-    scaled = logits.astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled.max())
+    # In float32, where two logits may become equals.
+    logits = (logits - logits.max()) / np.float32(sampling.temperature)
+    weights = np.exp(logits.astype(np.float64))
     left, margin = set(np.flatnonzero(np.isfinite(logits))), np.inf
     if sampling.top_k:
         last = np.sort(logits)[::-1][: sampling.top_k][-1]
