@@ -122,6 +122,8 @@ def _penalise(
 
 def _ordered(x_BV: jax.Array) -> jax.Array:
     """Returns u32 in the order of the floats."""
+    # The bits of -0 are not those of 0, its equal.
+    x_BV = jnp.where(x_BV == 0, 0.0, x_BV)
     bits_BV = jax.lax.bitcast_convert_type(x_BV, jnp.uint32)
     is_negative_BV = bits_BV >> 31 == 1
     return jnp.where(is_negative_BV, ~bits_BV, bits_BV | jnp.uint32(1 << 31))
