@@ -612,6 +612,36 @@ class EvaluateConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig:
+    """How `ring generate` draws, and how the engine goes about it (`generation.md`)."""
+
+    temperature: float = 0.0
+    """Divides the logits before drawing; 0 takes the most probable token."""
+    top_k: int = 0
+    """How many of the most probable tokens are kept; 0 keeps all."""
+    top_p: float = 1.0
+    """Keeps the most probable tokens that together reach this probability."""
+    min_p: float = 0.0
+    """Keeps tokens at least this share as probable as the most probable one."""
+    repetition_penalty: float = 1.0
+    max_think_tokens: int | None = None
+    """Tokens between <think> and </think>, which then is closed; None: no limit."""
+    stop: str | None = None
+    """A text that ends an answer, and is not in it."""
+    steps_per_dispatch: int = 8
+    """Tokens of each answer between two looks of the host."""
+    prefill_chunk_tokens: int = 256
+    """Most tokens of a prompt that are read at once; rounded up to a power of two."""
+    prefix_cache_tokens: int = 4096
+    """Tokens of prompts whose keys and values are kept for others that begin alike."""
+
+    def __post_init__(self):
+        for name in ("steps_per_dispatch", "prefill_chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """A whole run."""
 
@@ -624,6 +654,7 @@ class RunConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     stages: Mapping[str, StageConfig] = dataclasses.field(default_factory=dict)
     init_from: str | None = None
     """A Hugging Face folder to start from; None starts from random weights."""

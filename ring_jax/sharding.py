@@ -177,7 +177,7 @@ def abstract_mesh(**sizes: int) -> AbstractMesh:
     return AbstractMesh(shape, MESH_AXES, axis_types=kinds)
 
 
-def num_batch_shards(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Returns over how many devices the batch dimension is split."""
     return math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["B"])
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ring generate`: what the newest model of a run says to one prompt or to many."""
+"""`ring generate`: what the newest model of a run says to prompts, or in a chat."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -13,7 +14,9 @@ from ring_jax import sharding
 from ring_jax.checkpoint import place
 from ring_jax.checkpoint.trained_model import read_trained_model
 from ring_jax.cli import status
+from ring_jax.cli.conversation import converse
 from ring_jax.cli.devices import use_devices
+from ring_jax.cli.questions import Question, read_questions, to_requests
 from ring_jax.cli.settings import (
     load_run_config,
     load_run_folder_model_config,
@@ -30,10 +33,9 @@ from ring_jax.config import (
     TrainConfig,
 )
 from ring_jax.data import tokenizer as tokenizers
-from ring_jax.data.chat import END_TOKEN, render_prompt
-from ring_jax.data.schema import Message, Row
+from ring_jax.data.chat import END_TOKEN
 from ring_jax.data.tokenizer import Tokenizer
-from ring_jax.generate import Completion, Engine, Sampler
+from ring_jax.generate import Completion, Engine
 from ring_jax.model import abstract_transformer
 
 SUMMARY = "answers prompts with the newest model of a run"
@@ -54,53 +56,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--file",
         type=pathlib.Path,
-        metavar="FILE.txt",
-        help="prompts, one a line, instead of --prompt",
+        metavar="FILE",
+        help="prompts instead: lines of a .txt, or objects of a .jsonl",
     )
     parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="NUMBER",
-        help="0 takes the most probable token; above, tokens are drawn by config.seed",
+        "--chat",
+        action="store_true",
+        help="a conversation instead: a turn a line, from standard input",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        metavar="FILE.jsonl",
+        help="where answers are written, an object a line",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints each completion as it was generated, without its end token."""
-    workdir, prompts = require_workdir(args), _prompts(args)
-    sampler = Sampler(temperature=args.temperature)
+    """Answers what is asked, each answer as it was generated, without its end token."""
+    workdir = require_workdir(args)
+    if [args.prompt is None, args.file is None, not args.chat].count(False) != 1:
+        raise ConfigError(
+            "generate: give one of --prompt=TEXT, --file=FILE and --chat."
+        )
     config = _config(args, workdir)
-    use_devices(config)
+    questions = [] if args.chat else read_questions(args, config.generate)
     tokenizer = tokenizers.load(workdir / "tokenizer")
-    sampler = dataclasses.replace(sampler, seed=config.seed)
-    completions = _complete(config, workdir, tokenizer, sampler, prompts)
-    for prompt, completion in zip(prompts, completions, strict=True):
-        if len(prompts) > 1:
-            print(f"> {prompt}")
-        print(completion.text.removesuffix(END_TOKEN) + _remark(completion))
+    requests = to_requests(questions, config, tokenizer)
+    use_devices(config)
+    num_slots = 1 if args.chat else min(config.evaluate.batch_size, len(questions))
+    with _engine(config, workdir, tokenizer, num_slots=num_slots) as engine:
+        if args.chat:
+            answered = converse(engine, config, tokenizer)
+        else:
+            completions = engine.complete(requests)
+            answered = list(zip(questions, completions, strict=True))
+    said = [
+        {"id": question.id, "prompt": question.turns()[-1].content}
+        | dataclasses.asdict(completion)
+        for question, completion in answered
+    ]
+    if args.output is not None:
+        lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in said]
+        args.output.write_text("".join(lines), encoding="utf-8")
+    elif not args.chat:
+        _print(answered)
     if args.json:
-        said = [
-            {"prompt": prompt, **dataclasses.asdict(completion)}
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
         print(json.dumps({"status": status.DONE, "completions": said}))
     return status.DONE
 
 
-def _prompts(args: argparse.Namespace) -> list[str]:
-    if (args.prompt is None) == (args.file is None):
-        raise ConfigError("generate: give either --prompt=TEXT or --file=FILE.txt.")
-    if args.file is None:
-        prompts = [args.prompt]
-    elif args.file.is_file():
-        prompts = args.file.read_text("utf-8", errors="replace").splitlines()
-    else:
-        raise ConfigError(f"--file={args.file} is no file; write prompts, one a line.")
-    prompts = [prompt for prompt in prompts if prompt.strip()]
-    if not prompts:
-        raise ConfigError("generate: there is no prompt; write at least one word.")
-    return prompts
+def _print(answered: Sequence[tuple[Question, Completion]]) -> None:
+    for question, completion in answered:
+        if len(answered) > 1:
+            print(f"> {question.turns()[-1].content}")
+        print(completion.text.removesuffix(END_TOKEN) + _remark(completion))
 
 
 def _config(args: argparse.Namespace, workdir: pathlib.Path) -> RunConfig:
@@ -113,34 +123,21 @@ def _config(args: argparse.Namespace, workdir: pathlib.Path) -> RunConfig:
     return override(RunConfig, dataclasses.asdict(only_asked), args.overrides)
 
 
-def _complete(
-    config: RunConfig,
-    workdir: pathlib.Path,
-    tokenizer: Tokenizer,
-    sampler: Sampler,
-    prompts: Sequence[str],
-) -> list[Completion]:
-    template = config.data.template
-    ids = [render_prompt(_row(p), tokenizer, template=template) for p in prompts]
-    batch_size = min(config.evaluate.batch_size, len(prompts))
+@contextlib.contextmanager
+def _engine(
+    config: RunConfig, workdir: pathlib.Path, tokenizer: Tokenizer, *, num_slots: int
+) -> Iterator[Engine]:
+    """Loads the newest model, and keeps its mesh in force."""
     mesh = sharding.without_context(sharding.make_mesh(config.mesh))
     trained = read_trained_model(workdir / "checkpoints")
     with jax.set_mesh(mesh):
-        engine = Engine(
+        yield Engine(
             place(abstract_transformer(trained.config), trained.params),
             tokenizer,
-            config=dataclasses.replace(config.evaluate, batch_size=batch_size),
+            config=dataclasses.replace(config.evaluate, batch_size=num_slots),
             dtype=config.train.compute_dtype,
-            sampler=sampler,
+            pace=config.generate,
         )
-        return engine.generate(ids)
-
-
-def _row(prompt: str) -> Row:
-    # A row ends with a reply, and rendering a prompt leaves it out.
-    unsaid = Message("assistant", "...")
-    origin = dict.fromkeys(("id", "source", "domain", "licence", "package"), "prompt")
-    return Row(messages=(Message("user", prompt), unsaid), **origin)
 
 
 def _remark(completion: Completion) -> str:

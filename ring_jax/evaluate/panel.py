@@ -74,6 +74,7 @@ class Panel:
             self._tokenizer,
             config=self._config.evaluate,
             dtype=self._config.train.compute_dtype,
+            pace=self._config.generate,
         )
         asked = [
             (source, item)

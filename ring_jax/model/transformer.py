@@ -16,7 +16,8 @@ from jax.typing import DTypeLike
 
 from ring_jax import sharding
 from ring_jax.config import ModelConfig
-from ring_jax.model.attention import Attention, KeyValues, Rows
+from ring_jax.model.attention import Attention, Rows
+from ring_jax.model.cache import KeyValues, Places
 from ring_jax.model.layer_stack import (
     Arriving,
     LayerStack,
@@ -75,14 +76,22 @@ class Layer(nnx.Module):
         return x_BTD, sums, dataclasses.replace(arriving, weights=weights)
 
     def decode(
-        self, x_BTD: jax.Array, rows: Rows, cache: KeyValues, **slots: jax.Array
-    ) -> tuple[jax.Array, KeyValues]:
+        self,
+        x_BTD: jax.Array,
+        rows: Rows,
+        cache: KeyValues,
+        places: Places,
+        *,
+        layer: int,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """As `__call__`, attending to the cache as well; see `Attention.decode`."""
         normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
-        attended, cache = self.attention.decode(normed, rows, cache, **slots)
+        attended, key_BTKH, value_BTKH = self.attention.decode(
+            normed, rows, cache, places, layer=layer
+        )
         second = self.mlp if self.moe is None else self.moe
         out_BTD, *_ = self._feed_forward(second, x_BTD + attended, rows, None, None)
-        return out_BTD, cache
+        return out_BTD, key_BTKH, value_BTKH
 
     def _feed_forward[Tree](
         self,
@@ -102,19 +111,6 @@ class Layer(nnx.Module):
             is_token_BT = rows.segments_BT > 0
             out_BTD, sums, arriving = second(normed, is_token_BT, noise, arriving)
             return x_BTD + out_BTD, sums, arriving
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of all layers, and what their slots hold."""
-
-    dense_layers: KeyValues | None
-    moe_layers: KeyValues | None
-    segments_BS: jax.Array
-    """i32, 0 for a slot that holds no token."""
-    next_slot: jax.Array
-    """i32[], where the next tokens go; the same for all rows of the batch."""
 
 
 class Transformer(nnx.Module):
@@ -160,8 +156,8 @@ class Transformer(nnx.Module):
           The normed hidden states [B, T, D] that the head reads, and the routed layers'
           statistics with a leading L; None where no layer is routed.
         """
-        rows = self._rows(segments_BT, positions_BT)
-        x_BTD = self._embed(ids_BT, dtype)
+        rows = rows_of(self.config, segments_BT, positions_BT)
+        x_BTD = embed(ids_BT, self.embed_VD[...], dtype)
 
         stack = LayerStack(_run_layer, remat, dtype)
         if self.dense_layers is not None:
@@ -170,76 +166,6 @@ class Transformer(nnx.Module):
             return self._final_norm(x_BTD), None
         x_BTD, sums = stack(x_BTD, self.moe_layers, rows, noise)
         return self._final_norm(x_BTD), router_stats(sums)
-
-    def decode(
-        self,
-        ids_BT: jax.Array,
-        cache: Cache,
-        *,
-        segments_BT: jax.Array,
-        positions_BT: jax.Array,
-        dtype: DTypeLike = jnp.float32,
-    ) -> tuple[jax.Array, Cache]:
-        """Runs T more tokens per row after those in the cache.
-
-        All rows advance together: prompts are padded on the left (segment 0), so that
-        one slot number serves the whole batch.
-
-        Returns:
-          The normed hidden states [B, T, D], and the cache with the tokens in it.
-        """
-        rows = self._rows(segments_BT, positions_BT)
-        first_slot = cache.next_slot
-        segments_BS = jax.lax.dynamic_update_slice(
-            cache.segments_BS, segments_BT, (0, first_slot)
-        )
-
-        def run(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
-            (x_BTD, key_values), (layer, number) = carry, inputs
-            slots = {"segments_BS": segments_BS, "first_slot": first_slot}
-            return layer.decode(x_BTD, rows, key_values, layer=number, **slots), None
-
-        x_BTD, dense, moe = (
-            self._embed(ids_BT, dtype),
-            cache.dense_layers,
-            cache.moe_layers,
-        )
-        if dense is not None:
-            numbered = (self.dense_layers, jnp.arange(dense.key_LBSKH.shape[0]))
-            (x_BTD, dense), _ = jax.lax.scan(run, (x_BTD, dense), numbered)
-        if moe is not None:
-            numbered = (self.moe_layers, jnp.arange(moe.key_LBSKH.shape[0]))
-            (x_BTD, moe), _ = jax.lax.scan(run, (x_BTD, moe), numbered)
-        next_slot = first_slot + ids_BT.shape[1]
-        return self._final_norm(x_BTD), Cache(dense, moe, segments_BS, next_slot)
-
-    def empty_cache(
-        self, batch_size: int, num_slots: int, *, dtype: DTypeLike = jnp.float32
-    ) -> Cache:
-        """Returns a cache for `num_slots` tokens per row, laid out like activations."""
-        config, dims = self.config, "LBSKH"
-        K, H = config.num_kv_heads, config.head_dim
-
-        def layers(count: int) -> KeyValues | None:
-            if not count:
-                return None
-            shape = (count, batch_size, num_slots, K, H)
-            layout = sharding.activation(dims)
-            return KeyValues(
-                jnp.zeros(shape, dtype, out_sharding=layout),
-                jnp.zeros(shape, dtype, out_sharding=layout),
-            )
-
-        num_dense = config.num_dense_layers
-        segments_BS = jnp.zeros(
-            (batch_size, num_slots), jnp.int32, out_sharding=sharding.activation("BS")
-        )
-        return Cache(
-            dense_layers=layers(num_dense),
-            moe_layers=layers(config.num_layers - num_dense),
-            segments_BS=segments_BS,
-            next_slot=jnp.zeros((), jnp.int32),
-        )
 
     def head_weight(self) -> jax.Array:
         """Returns f32[D, V]: the head, or the transposed embedding when tied."""
@@ -266,20 +192,26 @@ class Transformer(nnx.Module):
             jnp.float32
         )
 
-    def _embed(self, ids_BT: jax.Array, dtype: DTypeLike) -> jax.Array:
-        run = sharding.per_device(
-            functools.partial(_embed_block, dtype=dtype),
-            in_specs=(sharding.activation("BT"), sharding.weight("VD")),
-            out_specs=sharding.activation("BTD"),
-        )
-        return run(ids_BT, self.embed_VD[...])
-
-    def _rows(self, segments_BT: jax.Array, positions_BT: jax.Array) -> Rows:
-        cos_BTh, sin_BTh = rotary_tables(self.config, positions_BT)
-        return Rows(segments_BT, cos_BTh, sin_BTh)
-
     def _final_norm(self, x_BTD: jax.Array) -> jax.Array:
         return rms_norm(x_BTD, self.final_norm_D[...], eps=self.config.norm_eps)
+
+
+def rows_of(
+    config: ModelConfig, segments_BT: jax.Array, positions_BT: jax.Array
+) -> Rows:
+    """Returns what the layers must know of tokens."""
+    cos_BTh, sin_BTh = rotary_tables(config, positions_BT)
+    return Rows(segments_BT, cos_BTh, sin_BTh)
+
+
+def embed(ids_BT: jax.Array, embed_VD: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Looks up tokens in an embedding that devices store in parts."""
+    run = sharding.per_device(
+        functools.partial(_embed_block, dtype=dtype),
+        in_specs=(sharding.activation("BT"), sharding.weight("VD")),
+        out_specs=sharding.activation("BTD"),
+    )
+    return run(ids_BT, embed_VD)
 
 
 def _run_layer(

@@ -59,6 +59,7 @@ RESUMABLE_CHANGES = (
     "model.attention_implementation",
     "model.moe.implementation",
     "model.moe.transport",
+    "generate",
     "train.remat",
     "train.log_every_steps",
     "train.checkpoint_every_steps",

@@ -176,23 +176,6 @@ def test_mlx_opens_a_dense_model_as_a_llama_and_agrees(mesh, tmp_path, changes):
     assert 0.5 < mlx_logits(folder, ids_BT).std() < 2.0
 
 
-def test_a_dense_model_decodes_as_it_reads_whole_rows(mesh):
-    params = bailing_reference.random_parameters(DENSE)
-    model = place(abstract_transformer(DENSE), params)
-    ids_BT, cache = jnp.asarray(_ids(DENSE)[:, :8]), model.empty_cache(2, 8)
-    positions_BT = jnp.broadcast_to(jnp.arange(8)[None], (2, 8))
-    hidden_BTD, _ = model.decode(
-        ids_BT,
-        cache,
-        segments_BT=jnp.ones((2, 8), jnp.int32),
-        positions_BT=positions_BT,
-    )
-    whole_BTV = _logits(model, ids_BT)
-    np.testing.assert_allclose(
-        model.logits(hidden_BTD), whole_BTV, atol=REFERENCE_TOLERANCE
-    )
-
-
 def test_without_mlx_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlx_lm.utils", None)
     with pytest.raises(ConfigError, match=r"ring_jax\[parity\]"):

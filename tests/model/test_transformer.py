@@ -23,12 +23,6 @@ def whole_rows(model, tokens):
     return model.logits(model(**tokens)[0])
 
 
-@jax.jit
-def next_step(model, cache, tokens):
-    hidden_BTD, cache = model.decode(cache=cache, **tokens)
-    return model.logits(hidden_BTD), cache
-
-
 def logits_of(model, rows):
     return whole_rows(model, rows.on_mesh())
 
@@ -52,25 +46,6 @@ def test_a_document_does_not_see_its_neighbours(tiny_model, make_rows):
     packed_BTV = logits_of(tiny_model, together)
     alone_BTV = logits_of(tiny_model, alone)
     np.testing.assert_allclose(packed_BTV[0, 9:14], alone_BTV[0, :5], **CLOSE)
-
-
-def test_queries_in_several_blocks_see_what_one_block_sees(tiny_model, make_rows):
-    # 300 tokens are three blocks of 128; decoding all of them at once is one block.
-    rows = make_rows([[200, 90]], num_tokens=300)
-    cache = tiny_model.empty_cache(1, 300)
-    hidden_BTD, _ = tiny_model.decode(cache=cache, **rows.on_mesh())
-    blocks_BTD, _ = rows.run(tiny_model)
-    np.testing.assert_allclose(blocks_BTD[0, :290], hidden_BTD[0, :290], **CLOSE)
-
-
-def test_decoding_token_by_token_equals_the_whole_row(tiny_model, make_rows):
-    rows = make_rows([[12]], num_tokens=12)
-    whole_BTV = logits_of(tiny_model, rows)
-    cache = tiny_model.empty_cache(1, 12)
-    for t in range(12):
-        tokens = rows.on_mesh(columns=slice(t, t + 1))
-        step_BTV, cache = next_step(tiny_model, cache, tokens)
-        np.testing.assert_allclose(step_BTV[0, 0], whole_BTV[0, t], **CLOSE)
 
 
 @functools.partial(jax.jit, static_argnames="remat")
