@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers of a cluster give the bytes of one process, whatever befalls them."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ring_jax.cli import status
+from ring_jax.config import ConfigError, CurateConfig, ScaleConfig
+from ring_jax.curate import curate, ray_engine
+from ring_jax.curate.engines import open_engine
+from ring_jax.curate.ray_engine import WorkersFailedError, open_ray
+from tests.curate.jobs import Bench, Fails, Square
+
+ROOT = pathlib.Path(__file__).parents[2]
+PYTHON = pathlib.Path(sys.executable)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[str]:
+    """The address of a cluster with three CPUs, which the tests of this file share."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ray_engine.QUIET.items():
+            patch.setenv(name, value)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        folder = tmp_path_factory.mktemp("ray")
+        log = (folder / "log").open("w+")
+        command = [
+            PYTHON.with_name("ray"), "start", "--head", "--block", "--num-cpus=3",
+            f"--port={address.partition(':')[2]}", "--include-dashboard=false",
+        ]  # fmt: skip
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+        try:
+            wait_until(lambda: "runtime started" in (folder / "log").read_text())
+            yield address
+        finally:
+            process.terminate()
+            process.wait()
+            log.close()
+
+
+def wait_until(is_so, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.02)
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def on(address: str, config: CurateConfig, num_workers: int) -> CurateConfig:
+    scale = ScaleConfig(engine="ray", num_workers=num_workers, address=address)
+    return dataclasses.replace(config, scale=scale)
+
+
+def worker_pids() -> set[int]:
+    """Processes of this machine that are workers of ours."""
+    found = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().startswith(b"ray::_Worker"):
+                found.add(int(path.parent.name))
+    return found
+
+
+@pytest.fixture
+def engine(cluster):
+    scale = ScaleConfig(engine="ray", num_workers=2, address=cluster)
+    with open_ray(scale, Bench) as opened:
+        yield opened
+
+
+def folder_of(tmp_path: pathlib.Path, name: str) -> pathlib.Path:
+    (tmp_path / name).mkdir()
+    return tmp_path / name
+
+
+def test_results_come_in_order_and_jobs_that_fail_are_tried_again(engine, tmp_path):
+    slow_first = [Square(number, seconds=0.3 * (number == 0)) for number in range(7)]
+    assert list(engine.run(slow_first)) == [n**2 for n in range(7)]
+    killed = Fails(folder_of(tmp_path, "killed"), "killed", times=2)
+    disk = Fails(folder_of(tmp_path, "disk"), "disk", times=1, number=-2)
+    jobs = [Square(1), killed, Square(2), disk, Square(3)]
+    assert list(engine.run(jobs)) == [1, -1, 4, -2, 9]
+    for way, error, words, num_tried in (
+        ("disk", WorkersFailedError, r"job 7 failed .*No space.* 3 times", 3),
+        ("mistake", ConfigError, "it has no topic", 1),
+        ("bug", AssertionError, "our bug", 1),
+    ):
+        folder = folder_of(tmp_path, f"always {way}")
+        with pytest.raises(error, match=words):
+            list(engine.run([Square(1), Fails(folder, way, times=9, number=7)]))
+        assert len(list(folder.iterdir())) == num_tried
+
+
+def test_few_jobs_are_drawn_ahead_of_their_results(engine):
+    drawn = []
+    results = engine.run(Square(drawn.append(n) or n) for n in range(100))
+    for number, _ in zip(range(20), results, strict=False):
+        assert len(drawn) <= number + 2 * 2 + 4
+
+
+def test_a_cluster_gives_the_bytes_of_one_process_though_a_worker_is_killed(
+    cluster, make_config, tmp_path
+):
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    curate(make_config(), alone)
+    killed = []
+
+    def kill() -> None:
+        wait_until(lambda: any((spread / ".work").glob("raw-*")))
+        killed.append(min(worker_pids()))
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    curate(on(cluster, make_config(), 2), spread)
+    thread.join()
+    assert killed
+    assert contents(spread) == contents(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_the_number_of_workers_changes_no_byte(
+    cluster, make_config, tmp_path, num_workers
+):
+    curate(make_config(), tmp_path / "alone")
+    curate(on(cluster, make_config(), num_workers), tmp_path / "spread")
+    assert contents(tmp_path / "spread") == contents(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_job_that_kills_every_worker_ends_with_one_line(engine, tmp_path):
+    with pytest.raises(WorkersFailedError, match="job 7 failed .* 3 times") as caught:
+        list(engine.run([Fails(tmp_path, "killed", times=9, number=7)]))
+    assert "\n" not in str(caught.value)
+    assert status.status_of(caught.value) == status.ENVIRONMENT
+
+
+def test_without_ray_one_line_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(ConfigError, match=r"pip install 'ring-jax\[scale\]'"),
+        open_engine(ScaleConfig(engine="ray"), Bench),
+    ):
+        pass
+
+
+def test_an_address_without_ray_is_refused():
+    with pytest.raises(ConfigError, match="choose engine=ray"):
+        ScaleConfig(address="10.0.0.1:6379")
+    with pytest.raises(ConfigError, match="num_workers=0"):
+        ScaleConfig(num_workers=0)
