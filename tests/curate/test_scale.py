@@ -3,13 +3,16 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,18 +20,20 @@ from collections.abc import Iterator
 import pytest
 
 from ring_jax.cli import status
+from ring_jax.cli.main import main
 from ring_jax.config import ConfigError, CurateConfig, ScaleConfig
-from ring_jax.curate import curate, ray_engine
+from ring_jax.curate import curate, pipeline, ray_engine
 from ring_jax.curate.engines import open_engine
 from ring_jax.curate.ray_engine import WorkersFailedError, open_ray
 from tests.curate.jobs import Bench, Fails, Square
+from tests.planted_rows import chat, clean
 
 ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = pathlib.Path(sys.executable)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """The address of a cluster with three CPUs, which the tests of this file share."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -38,20 +43,22 @@ def cluster(tmp_path_factory) -> Iterator[str]:
             patch.setenv(name, value)
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        folder = tmp_path_factory.mktemp("ray")
-        log = (folder / "log").open("w+")
-        command = [
-            PYTHON.with_name("ray"), "start", "--head", "--block", "--num-cpus=3",
-            f"--port={address.partition(':')[2]}", "--include-dashboard=false",
-        ]  # fmt: skip
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-        try:
-            wait_until(lambda: "runtime started" in (folder / "log").read_text())
-            yield address
-        finally:
-            process.terminate()
-            process.wait()
-            log.close()
+        # The path of a socket is short: pytest's own folder is too deep.
+        with tempfile.TemporaryDirectory(prefix="ring-", dir="/tmp") as folder:
+            log = pathlib.Path(folder, "log")
+            command = [
+                PYTHON.with_name("ray"), "start", "--head", "--block", "--num-cpus=3",
+                f"--port={address.partition(':')[2]}", "--include-dashboard=false",
+                f"--temp-dir={folder}",
+            ]  # fmt: skip
+            with log.open("w") as file:
+                process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT)
+            try:
+                wait_until(lambda: "runtime started" in log.read_text())
+                yield address
+            finally:
+                process.terminate()
+                process.wait()
 
 
 def wait_until(is_so, seconds: float = 120.0) -> None:
@@ -70,14 +77,20 @@ def on(address: str, config: CurateConfig, num_workers: int) -> CurateConfig:
     return dataclasses.replace(config, scale=scale)
 
 
-def worker_pids() -> set[int]:
-    """Processes of this machine that are workers of ours."""
-    found = set()
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+def marked(mark: str) -> dict[int, str]:
+    """Processes in whose environment `mark` is, and their command lines."""
+    found = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if path.read_bytes().startswith(b"ray::_Worker"):
-                found.add(int(path.parent.name))
+            if mark.encode() in (path / "environ").read_bytes():
+                found[int(path.name)] = (path / "cmdline").read_text()
     return found
+
+
+def worker_pids() -> list[int]:
+    """Processes that are workers of this file's cluster."""
+    found = marked(os.environ["RAY_AUTH_TOKEN"])
+    return [pid for pid, words in found.items() if words.startswith("ray::_Worker")]
 
 
 @pytest.fixture
@@ -135,6 +148,78 @@ def test_a_cluster_gives_the_bytes_of_one_process_though_a_worker_is_killed(
     thread.join()
     assert killed
     assert contents(spread) == contents(alone)
+
+
+def test_what_a_cluster_began_this_process_ends(
+    cluster, make_config, tmp_path, monkeypatch
+):
+    alone, broken = tmp_path / "alone", tmp_path / "broken"
+    curate(make_config(), alone)
+
+    def interrupted(*told):
+        if num_made(broken) >= 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.logging, "info", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            curate(on(cluster, make_config(), 2), broken)
+    assert not worker_pids()
+    # As if the third chunk's worker had been the faster.
+    shutil.rmtree(broken / ".work" / "raw-000001")
+    curate(make_config(), broken)
+    assert contents(broken) == contents(alone)
+
+
+def num_made(folder: pathlib.Path) -> int:
+    return len(list((folder / ".work").glob("raw-*")))
+
+
+CONFIG = """
+from ring_jax.config import CurateConfig, RawSourceConfig, to_config_dict
+
+def get_config():
+    source = RawSourceConfig(path="ROWS", licence="CC0-1.0")
+    return to_config_dict(CurateConfig(sources={"raw": source}, chunk_rows=50))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGINT, 75), (signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_a_command_that_is_stopped_leaves_no_process_and_goes_on(tmp_path, sent, code):
+    rows = tmp_path / "rows.jsonl"
+    records = [clean(number) for number in range(3000)]
+    records[::300] = [
+        chat(f"What is {n} + 1?", f"{n + 1}", answer=f"{n + 1}", verifier="match")
+        for n in range(10)
+    ]
+    rows.write_text("".join(json.dumps(record) + "\n" for record in records))
+    file = tmp_path / "curation.py"
+    file.write_text(CONFIG.replace("ROWS", str(rows)))
+    # Every process that comes of the command has this path in its environment.
+    mark = folder_of(tmp_path, f"mark-{secrets.token_hex(8)}")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{mark}"}
+    out = tmp_path / "out"
+    words = ["curate", f"--config={file}", f"--workdir={out}"]
+    process = subprocess.Popen(
+        [PYTHON, "-m", "ring_jax.cli.main", *words, "--config.scale.engine=ray"],
+        env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: num_made(out) > 3)
+    assert len(marked(mark.name)) > 4
+    process.send_signal(sent)
+    _, told = process.communicate()
+    assert process.returncode == code
+    if sent != signal.SIGKILL:
+        assert told == "ring: interrupted; run the same command again to go on.\n"
+        assert not list(out.glob("*.array_record"))
+    wait_until(lambda: not marked(mark.name), seconds=60.0)
+    assert main(words) == status.DONE
+    assert main(["curate", f"--config={file}", f"--workdir={tmp_path / 'alone'}"]) == 0
+    assert contents(out) == contents(tmp_path / "alone")
 
 
 @pytest.mark.slow
