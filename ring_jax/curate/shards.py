@@ -48,7 +48,7 @@ class Tally:
     def add(self, row: Row) -> Row:
         """Counts a row, and returns it."""
         self.cells[row.domain, band(row.difficulty)] += 1
-        self.topics.update(row.metadata.get("topics", ()))
+        self.topics.update(_topics(row))
         self.licences[row.licence] += 1
         self.packages[row.source].add(row.package)
         self.characters["text"] += len(row.text)
@@ -69,6 +69,14 @@ class Tally:
         self.characters.update(later.characters)
         for source, packages in later.packages.items():
             self.packages[source] |= packages
+
+
+def _topics(row: Row) -> list[str]:
+    """Returns a row's topics: ours, or without a taxonomy what its author wrote."""
+    topics = row.metadata.get("topics", ())
+    if not isinstance(topics, list | tuple):
+        return []
+    return [topic for topic in topics if isinstance(topic, str)]
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
