@@ -674,6 +674,10 @@ class ScaleConfig:
     def __post_init__(self):
         if self.num_workers < 1:
             raise ConfigError(f"num_workers={self.num_workers} must be at least 1.")
+        if self.address and not re.fullmatch(r"[^\s:/]+:\d{1,5}", self.address):
+            raise ConfigError(
+                f"address={self.address!r} must be HOST:PORT of the cluster's head."
+            )
         if self.address and self.engine != "ray":
             raise ConfigError(
                 f"address={self.address!r} is of no use to engine={self.engine!r}; "

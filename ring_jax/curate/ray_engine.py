@@ -14,6 +14,7 @@ import os
 import pathlib
 import secrets
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -68,7 +69,9 @@ def open_ray(
 def _connect(config: ScaleConfig, folder: str, stack: contextlib.ExitStack) -> Any:
     os.environ |= QUIET
     where: dict[str, Any] = {"address": config.address}
-    if not config.address:
+    if config.address:
+        _knock(config.address)
+    else:
         where = {
             "address": "local",
             "num_cpus": config.num_workers,
@@ -100,6 +103,17 @@ def _connect(config: ScaleConfig, folder: str, stack: contextlib.ExitStack) -> A
         # Ray's own would end the command with status 15.
         signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+def _knock(address: str) -> None:
+    """Looks whether anybody listens there; Ray would ask for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise WorkersFailedError(
+            f"scale.address={address!r} does not answer ({error}); is the cluster up?"
+        ) from None
 
 
 def _import_ray() -> Any:

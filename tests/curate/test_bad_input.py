@@ -12,35 +12,11 @@ from ring_jax.config import (
     CurateConfig,
     RawSourceConfig,
     TaxonomyConfig,
-    VerificationConfig,
 )
 from ring_jax.curate import curate
+from tests.curate.hostile import ENDS
 from tests.planted_rows import chat, clean
 
-# Python imports this module at the start of every process that verifies.
-HOSTILE = """
-import os, sys, time
-import ring_jax.verify.grade
-grade = sys.modules["ring_jax.verify.grade"]
-
-def forks(*_):
-    if os.fork() == 0:
-        time.sleep(600)
-    return True
-
-grade.VERIFIERS |= {
-    "hangs": lambda *_: time.sleep(600),
-    "forks": forks,
-    "dies": lambda *_: os._exit(3),
-    "eats": lambda *_: bytearray(10**12),
-}
-"""
-ENDS = {
-    "hangs": "verifier_timeout",
-    "dies": "verifier_crashed",
-    "eats": "verifier_error",
-    "nobody knows it": "verifier_error",
-}
 FIELDS = """
     samples pass_rate topics difficulty level answer verifier domain id metadata task
     system source licence package rejected text finish_reason
@@ -49,29 +25,6 @@ VALUES = [
     5, -1, 2.5, True, None, "abc", "\u0007", "x" * 30_000, {"a": 1},
     [1, 2, 3], [None] * 4, [[1], [1], [1]], [""] * 5,
 ]  # fmt: skip
-
-
-@pytest.fixture
-def hostile(tmp_path, monkeypatch) -> CurateConfig:
-    """A curation of rows whose verifiers go wrong, each between two that do not."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HOSTILE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    names = [name for bad in (*ENDS, "forks") for name in ("match", bad)]
-    records = [
-        chat(f"What is {n} + 1?", f"{n + 1}", answer=f"{n + 1}", verifier=name, id=name)
-        | ({"id": f"good {n}"} if name == "match" else {})
-        for n, name in enumerate(names)
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return CurateConfig(
-        sources={"raw": RawSourceConfig(path=str(path), licence="CC0-1.0")},
-        verification=VerificationConfig(
-            num_workers=2, timeout_seconds=3.0, max_memory_bytes=2_000_000_000
-        ),
-        chunk_rows=4,
-    )
 
 
 def reasons(folder) -> dict[str, str]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import signal
@@ -25,6 +26,7 @@ from ring_jax.config import ConfigError, CurateConfig, ScaleConfig
 from ring_jax.curate import curate, pipeline, ray_engine
 from ring_jax.curate.engines import open_engine
 from ring_jax.curate.ray_engine import WorkersFailedError, open_ray
+from tests.curate.hostile import ENDS, HOSTILE
 from tests.curate.jobs import Bench, Fails, Square
 from tests.planted_rows import chat, clean
 
@@ -65,7 +67,7 @@ def wait_until(is_so, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -176,11 +178,15 @@ def num_made(folder: pathlib.Path) -> int:
 
 
 CONFIG = """
-from ring_jax.config import CurateConfig, RawSourceConfig, to_config_dict
+from ring_jax.config import CurateConfig, RawSourceConfig, VerificationConfig
+from ring_jax.config import to_config_dict
 
 def get_config():
-    source = RawSourceConfig(path="ROWS", licence="CC0-1.0")
-    return to_config_dict(CurateConfig(sources={"raw": source}, chunk_rows=50))
+    return to_config_dict(CurateConfig(
+        sources={"raw": RawSourceConfig(path="ROWS", licence="CC0-1.0")},
+        verification=VerificationConfig(timeout_seconds=500.0),
+        chunk_rows=50,
+    ))
 """
 
 
@@ -191,32 +197,38 @@ def get_config():
 )
 def test_a_command_that_is_stopped_leaves_no_process_and_goes_on(tmp_path, sent, code):
     rows = tmp_path / "rows.jsonl"
-    records = [clean(number) for number in range(3000)]
-    records[::300] = [
-        chat(f"What is {n} + 1?", f"{n + 1}", answer=f"{n + 1}", verifier="match")
-        for n in range(10)
-    ]
+    # With the hostile verifiers the command cannot end before it is stopped.
+    hanging = chat("Who?", "I.", answer="I", verifier="hangs")
+    records = [*map(clean, range(400)), hanging]
     rows.write_text("".join(json.dumps(record) + "\n" for record in records))
     file = tmp_path / "curation.py"
     file.write_text(CONFIG.replace("ROWS", str(rows)))
     # Every process that comes of the command has this path in its environment.
     mark = folder_of(tmp_path, f"mark-{secrets.token_hex(8)}")
+    (mark / "sitecustomize.py").write_text(HOSTILE)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{mark}"}
     out = tmp_path / "out"
     words = ["curate", f"--config={file}", f"--workdir={out}"]
+    command = [PYTHON, "-m", "ring_jax.cli.main", *words, "--config.scale.engine=ray"]
     process = subprocess.Popen(
-        [PYTHON, "-m", "ring_jax.cli.main", *words, "--config.scale.engine=ray"],
+        # What a shell starts in the background is deaf to Ctrl-C, and its children too.
+        ["env", "--default-signal=INT", *command],
         env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_until(lambda: num_made(out) > 3)
-    assert len(marked(mark.name)) > 4
+    running = " ".join(marked(mark.name).values())
+    assert "raylet" in running
     process.send_signal(sent)
     _, told = process.communicate()
     assert process.returncode == code
     if sent != signal.SIGKILL:
         assert told == "ring: interrupted; run the same command again to go on.\n"
         assert not list(out.glob("*.array_record"))
-    wait_until(lambda: not marked(mark.name), seconds=60.0)
+    wait_until(lambda: not marked(mark.name), seconds=300.0)
+    for folder in set(re.findall(r"/tmp/ring-\w+", running)):
+        # Who is killed outright can take nothing away.
+        assert sent == signal.SIGKILL or not pathlib.Path(folder).exists()
+        shutil.rmtree(folder, ignore_errors=True)
     assert main(words) == status.DONE
     assert main(["curate", f"--config={file}", f"--workdir={tmp_path / 'alone'}"]) == 0
     assert contents(out) == contents(tmp_path / "alone")
@@ -230,6 +242,15 @@ def test_the_number_of_workers_changes_no_byte(
     curate(make_config(), tmp_path / "alone")
     curate(on(cluster, make_config(), num_workers), tmp_path / "spread")
     assert contents(tmp_path / "spread") == contents(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_verifiers_of_a_worker_have_their_limits(cluster, hostile, tmp_path):
+    curate(hostile, tmp_path / "alone")
+    curate(on(cluster, hostile, 2), tmp_path / "spread")
+    assert contents(tmp_path / "spread") == contents(tmp_path / "alone")
+    manifest = json.loads((tmp_path / "spread" / "manifest.json").read_text())
+    assert manifest["num_quarantined"] == len(ENDS)
 
 
 @pytest.mark.slow
@@ -249,8 +270,21 @@ def test_without_ray_one_line_names_the_extra(monkeypatch):
         pass
 
 
-def test_an_address_without_ray_is_refused():
-    with pytest.raises(ConfigError, match="choose engine=ray"):
-        ScaleConfig(address="10.0.0.1:6379")
-    with pytest.raises(ConfigError, match="num_workers=0"):
-        ScaleConfig(num_workers=0)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"address": "10.0.0.1:6379"}, "choose engine=ray"),
+        ({"engine": "ray", "address": "ray://head:10001"}, "must be HOST:PORT"),
+        ({"num_workers": 0}, "num_workers=0"),
+    ],
+)
+def test_a_setting_without_a_meaning_is_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        ScaleConfig(**settings)
+
+
+def test_a_cluster_that_does_not_answer_ends_with_one_line():
+    scale = ScaleConfig(engine="ray", address="127.0.0.1:9")
+    with pytest.raises(WorkersFailedError, match="does not answer") as caught:
+        open_ray(scale, Bench).__enter__()
+    assert "\n" not in str(caught.value)
