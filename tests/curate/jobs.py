@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs that go wrong on purpose; workers of a cluster import them from here."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
 import time
-from typing import Any
 
-from ring_jax.config import ConfigError
+from ring_jax.config import ConfigError, CurateConfig, RawSourceConfig
+from ring_jax.curate.workbench import Workbench
 
 
-class Bench:
-    """Stands where a curation has its workbench; jobs here need none."""
-
-    def close(self) -> None: ...
+def no_workbench() -> Workbench:
+    """Stands where a curation has its workbench; jobs here ask nothing of it."""
+    config = CurateConfig(sources={"none": RawSourceConfig()})
+    return Workbench(config, functools.partial(contextlib.nullcontext, {}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Square:
     number: int
     seconds: float = 0.0
 
-    def run(self, workbench: Any) -> int:
+    def run(self, workbench: Workbench) -> int:
         time.sleep(self.seconds)
         return self.number**2
 
@@ -39,7 +41,7 @@ class Fails:
     def __str__(self) -> str:
         return f"job {self.number}"
 
-    def run(self, workbench: Any) -> int:
+    def run(self, workbench: Workbench) -> int:
         num_before = len(list(self.folder.iterdir()))
         if num_before >= self.times:
             return self.number

@@ -27,7 +27,7 @@ from ring_jax.curate import curate, pipeline, ray_engine
 from ring_jax.curate.engines import open_engine
 from ring_jax.curate.ray_engine import WorkersFailedError, open_ray
 from tests.curate.hostile import ENDS, HOSTILE
-from tests.curate.jobs import Bench, Fails, Square
+from tests.curate.jobs import Fails, Square, no_workbench
 from tests.planted_rows import chat, clean
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def worker_pids() -> list[int]:
 @pytest.fixture
 def engine(cluster):
     scale = ScaleConfig(engine="ray", num_workers=2, address=cluster)
-    with open_ray(scale, Bench) as opened:
+    with open_ray(scale, no_workbench) as opened:
         yield opened
 
 
@@ -265,7 +265,7 @@ def test_without_ray_one_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(ConfigError, match=r"pip install 'ring-jax\[scale\]'"),
-        open_engine(ScaleConfig(engine="ray"), Bench),
+        open_engine(ScaleConfig(engine="ray"), no_workbench),
     ):
         pass
 
@@ -286,5 +286,5 @@ def test_a_setting_without_a_meaning_is_refused(settings, words):
 def test_a_cluster_that_does_not_answer_ends_with_one_line():
     scale = ScaleConfig(engine="ray", address="127.0.0.1:9")
     with pytest.raises(WorkersFailedError, match="does not answer") as caught:
-        open_ray(scale, Bench).__enter__()
+        open_ray(scale, no_workbench).__enter__()
     assert "\n" not in str(caught.value)
