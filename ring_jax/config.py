@@ -876,6 +876,32 @@ class TaxonomyConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleConfig:
+    """Where chunks are made and shards written; it decides nothing of the result."""
+
+    engine: Literal["process", "ray"] = "process"
+    """`process` is the command's own; `ray` needs the extra [scale]."""
+    num_workers: int = 2
+    """Ray workers, of one CPU each; each has `verification.num_workers` of its own."""
+    address: str | None = None
+    """Of a Ray cluster, such as `10.0.0.1:6379`; where it is absent, one is started on
+    this machine for as long as the command runs."""
+
+    def __post_init__(self):
+        if self.num_workers < 1:
+            raise ConfigError(f"num_workers={self.num_workers} must be at least 1.")
+        if self.address and not re.fullmatch(r"[^\s:/]+:\d{1,5}", self.address):
+            raise ConfigError(
+                f"address={self.address!r} must be HOST:PORT of the cluster's head."
+            )
+        if self.address and self.engine != "ray":
+            raise ConfigError(
+                f"address={self.address!r} is of no use to engine={self.engine!r}; "
+                "choose engine=ray, or leave it out."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CurateConfig:
     """A curation: from raw files to shards of rows that can be trusted."""
 
@@ -911,6 +937,7 @@ class CurateConfig:
     duplicates: DuplicatesConfig = dataclasses.field(default_factory=DuplicatesConfig)
     difficulty: DifficultyConfig = dataclasses.field(default_factory=DifficultyConfig)
     taxonomy: TaxonomyConfig = dataclasses.field(default_factory=TaxonomyConfig)
+    scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig)
 
     def __post_init__(self):
         if not self.sources:

@@ -86,6 +86,7 @@ BAD_LINES: dict[str, tuple[str, bytes]] = {
     "no UTF-8": ("read/invalid_utf8", b'{"text": "caf\xe9"}\n'),
     "a giant": ("read/giant", b'{"text": "' + b"x" * 60_000 + b'"}\n'),
     "too deep": ("read/not_json", b"[" * 20_000 + b"\n"),
+    "deep": ("read/too_deep", b'{"text": ' + b"[" * 300 + b"]" * 300 + b"}\n"),
     "half a surrogate": ("normalise/control_characters", b'{"text": "\\ud800"}\n'),
 }
 """Name -> where it must end, and a line as bytes."""

@@ -36,6 +36,7 @@ OPTIONAL = {
     "mlx_lm",
     "periodictable",
     "pyarrow",
+    "ray",
     "reasoning_gym",
     "rensa",
     "tensorboardX",

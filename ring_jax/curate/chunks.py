@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from ring_jax.config import CurateConfig
+from ring_jax.config import ConfigError, CurateConfig, RawSourceConfig
 from ring_jax.curate import duplicates, forms, read
 from ring_jax.curate.quarantine import rejection_to_json
 from ring_jax.curate.read import OpenSource
 from ring_jax.curate.rows import RawRecord, Rejection, Step
+from ring_jax.curate.workbench import Workbench
 from ring_jax.data.output_folder import new_folder, write_whole
 from ring_jax.data.schema import Row, row_from_json, row_to_json
 
@@ -39,9 +40,10 @@ class Chunk:
     steps: Mapping[str, Mapping[str, Any]]
     """Step -> rows in, rows out, rows changed, removals by reason."""
 
-    def rows(self) -> Iterator[Row]:
-        """Reads the rows that are left."""
-        for line in _lines(self.folder / "rows.jsonl"):
+    def rows(self, first: int, last: int) -> Iterator[Row]:
+        """Reads rows that are left, from the chunk's `first` to before `last`."""
+        lines = _lines(self.folder / "rows.jsonl")
+        for line in itertools.islice(lines, first, last):
             yield row_from_json(line, where=self.folder.name, defaults={})
 
     def rejections(self) -> Iterator[Rejection]:
@@ -62,31 +64,65 @@ def _lines(path: pathlib.Path) -> Iterator[str]:
         yield from file
 
 
-def finish_chunks(
-    source: OpenSource,
-    steps: Mapping[str, Step],
-    *,
-    config: CurateConfig,
-    folder: pathlib.Path,
-) -> Iterator[Chunk]:
-    """Yields the chunks of a source in order, made now or found finished."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkJob:
+    """A chunk to be made, or found finished; it may be sent to another process."""
+
+    path: pathlib.Path
+    source: str
+    settings: RawSourceConfig
+    records: Sequence[RawRecord | Rejection | Row]
+    """Empty where the chunk is finished."""
+    is_last: bool
+
+    def __str__(self) -> str:
+        return self.path.name
+
+    def run(self, workbench: Workbench) -> Chunk:
+        """Makes the chunk with the workbench's steps, where it is not there."""
+        if not self.path.exists():
+            made = examine(self, workbench.steps)
+            _write_chunk(self.path, made, config=workbench.config, is_last=self.is_last)
+        return open_chunk(self.path, self.source)
+
+
+def chunk_jobs(
+    source: OpenSource, *, chunk_rows: int, folder: pathlib.Path
+) -> Iterator[ChunkJob]:
+    """Yields the chunks of a source in order, with the records of unfinished ones.
+
+    Raises:
+      ConfigError: the source holds no record.
+    """
+
+    def make(number: int, records: Sequence[Any], *, is_last: bool) -> ChunkJob:
+        path = _place(folder, source.name, number)
+        # Of several workers, a later chunk's may have been the faster.
+        return ChunkJob(
+            path=path,
+            source=source.name,
+            settings=source.config,
+            records=() if path.exists() else records,
+            is_last=is_last,
+        )
+
     first = number = 0
     while (path := _place(folder, source.name, number)).exists():
-        yield (chunk := open_chunk(path, source.name))
-        if chunk.is_last:
+        finished = open_chunk(path, source.name)
+        yield make(number, (), is_last=finished.is_last)
+        if finished.is_last:
             return
-        first, number = first + chunk.num_records, number + 1
+        first, number = first + finished.num_records, number + 1
     records = source.read(first)
-    batch = list(itertools.islice(records, config.chunk_rows))
+    batch = list(itertools.islice(records, chunk_rows))
+    if not first + len(batch):
+        raise ConfigError(f"sources.{source.name}: holds no record; leave it out.")
     while True:
         following = list(itertools.islice(records, 1))
-        path = _place(folder, source.name, number)
-        made = examine(batch, source, steps)
-        _write_chunk(path, made, config=config, is_last=not following)
-        yield open_chunk(path, source.name)
+        yield make(number, batch, is_last=not following)
         if not following:
             return
-        batch = [*following, *itertools.islice(records, config.chunk_rows - 1)]
+        batch = [*following, *itertools.islice(records, chunk_rows - 1)]
         number += 1
 
 
@@ -110,12 +146,9 @@ class Examined:
     steps: Mapping[str, Mapping[str, Any]]
 
 
-def examine(
-    records: Sequence[RawRecord | Rejection | Row],
-    source: OpenSource,
-    steps: Mapping[str, Step],
-) -> Examined:
+def examine(job: ChunkJob, steps: Mapping[str, Step]) -> Examined:
     """Takes records through reading, normalisation and every step, in memory."""
+    records = job.records
     table: dict[str, dict[str, Any]] = {}
     rejections: list[Rejection] = []
 
@@ -141,20 +174,20 @@ def examine(
     unread = [record for record in records if isinstance(record, Rejection)]
     sort_out(read.STEP, len(records), unread)
     table[read.STEP]["rows_out"] = len(read_well)
-    rows = sort_out(forms.STEP, len(read_well), _normalised(read_well, source))
+    rows = sort_out(forms.STEP, len(read_well), _normalised(read_well, job))
     for name, step in steps.items():
         rows = sort_out(name, len(rows), step(rows))
     return Examined(len(records), rows, rejections, table)
 
 
 def _normalised(
-    records: Iterable[RawRecord | Row], source: OpenSource
+    records: Iterable[RawRecord | Row], job: ChunkJob
 ) -> Iterator[Row | Rejection]:
     for record in records:
         if isinstance(record, Row):
             yield record
         else:
-            yield forms.normalise(record, source.config, source=source.name)
+            yield forms.normalise(record, job.settings, source=job.source)
 
 
 def _write_chunk(

@@ -41,7 +41,7 @@ class Opened:
 def make_plan(config: CurateConfig, opened: Opened) -> dict[str, Any]:
     """Returns all that decides the result: what a folder that was begun must agree on.
 
-    How many workers verify, and where the files lie, do not decide.
+    Where and by how many workers it is made, and where the files lie, do not decide.
     """
     return {
         "ring_jax": __version__,
@@ -63,7 +63,7 @@ def make_plan(config: CurateConfig, opened: Opened) -> dict[str, Any]:
 def settings(config: CurateConfig) -> dict[str, Any]:
     """Returns the settings that decide the result."""
     tree = dataclasses.asdict(config)
-    del tree["output_dir"], tree["verification"]["num_workers"]
+    del tree["output_dir"], tree["scale"], tree["verification"]["num_workers"]
     for source in (*tree["sources"].values(), *tree["evaluation_sets"].values()):
         source["path"] = source["path"] and pathlib.Path(source["path"]).name
     return tree

@@ -11,12 +11,14 @@ Every part is a function of the settings and of files that have names and digest
 interrupted curation goes on where it stopped, and ends with the same bytes.
 """
 
+import collections
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -32,8 +34,9 @@ from ring_jax.curate import (
     taxonomy,
     verification,
 )
-from ring_jax.curate.chunks import Chunk, finish_chunks
+from ring_jax.curate.chunks import Chunk, ChunkJob, chunk_jobs
 from ring_jax.curate.contamination import EvaluationSet, read_evaluation_set
+from ring_jax.curate.engines import Engine, open_engine
 from ring_jax.curate.manifest import (
     MANIFEST,
     REPORT,
@@ -46,7 +49,8 @@ from ring_jax.curate.manifest import (
 from ring_jax.curate.quarantine import Quarantine
 from ring_jax.curate.read import OpenSource, open_source
 from ring_jax.curate.rows import Step
-from ring_jax.curate.shards import Tally, shard_names, survivors, write_shards
+from ring_jax.curate.shards import Tally, shard_jobs
+from ring_jax.curate.workbench import Workbench
 from ring_jax.data.output_folder import agree_on_plan, own_folder, write_whole
 from ring_jax.report import write_curation_report
 from ring_jax.verify import Sandbox
@@ -69,16 +73,18 @@ def curate(config: CurateConfig, folder: pathlib.Path) -> Manifest:
         if (folder / MANIFEST).exists():
             shutil.rmtree(work)
             return load_manifest(folder)
-        with open_steps(config, opened.evaluation_sets) as steps:
-            chunks = [
-                chunk
-                for source in opened.sources
-                for chunk in _chunks(source, steps, config=config, work=work)
-            ]
-        removed = duplicates.find_duplicates(
-            _all_keys(chunks, work), config=config.duplicates
-        )
-        manifest = _write_all(config, opened, chunks, removed, folder=folder)
+        steps = functools.partial(open_steps, config, opened.evaluation_sets)
+        make_workbench = functools.partial(Workbench, config, steps)
+        with open_engine(config.scale, make_workbench) as engine:
+            # Where a worker starts, a relative path is another one.
+            jobs = _chunk_jobs(config, opened, work.resolve())
+            chunks = list(_finished(engine.run(jobs)))
+            removed = duplicates.find_duplicates(
+                _all_keys(chunks, work), config=config.duplicates
+            )
+            manifest = _write_all(
+                config, opened, chunks, removed, engine=engine, folder=folder.resolve()
+            )
     shutil.rmtree(work)
     return manifest
 
@@ -151,20 +157,24 @@ def _steps(
         yield "taxonomy", functools.partial(taxonomy.tag, taxonomy=known)
 
 
-def _chunks(
-    source: OpenSource,
-    steps: Mapping[str, Step],
-    *,
-    config: CurateConfig,
-    work: pathlib.Path,
-) -> Iterator[Chunk]:
-    total = 0
-    for chunk in finish_chunks(source, steps, config=config, folder=work):
-        total += chunk.num_records
-        logging.info("curate: %s, %d records read", source.name, total)
+def _chunk_jobs(
+    config: CurateConfig, opened: Opened, work: pathlib.Path
+) -> Iterator[ChunkJob]:
+    for source in opened.sources:
+        yield from chunk_jobs(source, chunk_rows=config.chunk_rows, folder=work)
+
+
+def _finished(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    totals: collections.Counter[str] = collections.Counter()
+    for chunk in chunks:
+        if not chunk.folder.exists():
+            raise ConfigError(
+                f"scale: a worker wrote {chunk.folder}, which is not to be seen here; "
+                "name a folder that all machines of the cluster share."
+            )
+        totals[chunk.source] += chunk.num_records
+        logging.info("curate: %s, %d records read", chunk.source, totals[chunk.source])
         yield chunk
-    if not total:
-        raise ConfigError(f"sources.{source.name}: holds no record; leave it out.")
 
 
 def _all_keys(chunks: Sequence[Chunk], work: pathlib.Path) -> duplicates.Keys:
@@ -189,29 +199,25 @@ def _write_all(
     chunks: Sequence[Chunk],
     removed: Mapping[int, duplicates.Duplicate],
     *,
+    engine: Engine,
     folder: pathlib.Path,
 ) -> Manifest:
-    tally, kept = Tally(), {}
-    shards: dict[str, list[pathlib.Path]] = {}
-    first = 0
+    tally, shown = Tally(), {}
+    jobs = list(shard_jobs(chunks, removed, num_rows=config.shard_rows, folder=folder))
     with Quarantine(folder, num_examples=config.num_examples) as quarantine:
         for chunk in chunks:
             for rejection in chunk.rejections():
                 quarantine.add(rejection)
-        for source in opened.sources:
-            own = [chunk for chunk in chunks if chunk.source == source.name]
-            last = first + sum(chunk.num_rows for chunk in own)
-            num_going = sum(first <= number < last for number in removed)
-            rows = survivors(
-                own, removed, first=first, kept=kept, quarantine=quarantine
-            )
-            names = shard_names(
-                source.name, kept=last - first - num_going, num_rows=config.shard_rows
-            )
-            shards[source.name] = write_shards(
-                map(tally.add, rows), names, num_rows=config.shard_rows, folder=folder
-            )
-            first = last
+        for written in engine.run(jobs):
+            tally.merge(written.tally)
+            # The earlier row of a pair was met in this shard or an earlier one.
+            shown |= written.shown
+            for earlier, rejection in written.rejections:
+                quarantine.add(dataclasses.replace(rejection, other=shown[earlier]))
+    shards = {source.name: [] for source in opened.sources}
+    for job in jobs:
+        if job.path:
+            shards[job.source].append(job.path)
     manifest = make_manifest(
         config, opened, chunks, quarantine, shards=shards, tally=tally
     )

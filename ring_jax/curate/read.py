@@ -32,6 +32,9 @@ from ring_jax.data.sources.record_files import (
 from ring_jax.data.words import digest64
 
 STEP = "read"
+MAX_DEPTH = 100
+"""Lists and objects inside each other in one record. Python reads some hundred more;
+how many depends on who asks, and what becomes of a record may not."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,7 +223,22 @@ def _parse(line: bytes, where: str, source: str) -> RawRecord | Rejection:
         # Only the last line of a file can lack its end.
         reason = "not_json" if line.endswith(b"\n") else "cut_off"
         return _turn_away(where, source, reason, str(error), line)
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_too_deep(fields):
+        detail = f"lists and objects lie more than {MAX_DEPTH} deep"
+        return _turn_away(where, source, "too_deep", detail, line)
     return _record(fields, where, source, line)
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -10,7 +10,8 @@ import hypothesis
 import pytest
 
 from ring_jax.config import CurateConfig, RawSourceConfig, VerificationConfig
-from tests.planted_rows import BAD_LINES, PLANTED, PROBLEM, clean
+from tests.curate.hostile import ENDS, HOSTILE
+from tests.planted_rows import BAD_LINES, PLANTED, PROBLEM, chat, clean
 
 # The machine may be busy, and nothing is left in the checkout.
 hypothesis.settings.register_profile("ring", deadline=None, database=None)
@@ -53,3 +54,26 @@ def make_config(raw: pathlib.Path) -> Callable[..., CurateConfig]:
         return CurateConfig(**{**settings, **more})
 
     return make
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch) -> CurateConfig:
+    """A curation of rows whose verifiers go wrong, each between two that do not."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HOSTILE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    names = [name for bad in (*ENDS, "forks") for name in ("match", bad)]
+    records = [
+        chat(f"What is {n} + 1?", f"{n + 1}", answer=f"{n + 1}", verifier=name, id=name)
+        | ({"id": f"good {n}"} if name == "match" else {})
+        for n, name in enumerate(names)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return CurateConfig(
+        sources={"raw": RawSourceConfig(path=str(path), licence="CC0-1.0")},
+        verification=VerificationConfig(
+            num_workers=2, timeout_seconds=3.0, max_memory_bytes=2_000_000_000
+        ),
+        chunk_rows=4,
+    )

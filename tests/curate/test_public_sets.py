@@ -24,7 +24,7 @@ from ring_jax.config import (
     from_config_dict,
 )
 from ring_jax.curate import curate
-from ring_jax.curate.chunks import Examined, examine
+from ring_jax.curate.chunks import Examined, chunk_jobs, examine
 from ring_jax.curate.pipeline import open_steps
 from ring_jax.curate.read import open_source
 from ring_jax.data.schema import row_to_json
@@ -447,8 +447,9 @@ def examined(name: str, records: list[dict], tmp_path: pathlib.Path) -> Examined
     source = dataclasses.replace(config.sources[name], share=1.0)
     publish(source, records)
     opened = open_source(source, name=name, seed=0, max_row_bytes=config.max_row_bytes)
+    (job,) = chunk_jobs(opened, chunk_rows=len(records), folder=tmp_path / "chunks")
     with open_steps(config, []) as steps:
-        return examine(list(opened.read(0)), opened, steps)
+        return examine(job, steps)
 
 
 def only_row(made: Examined) -> dict:

@@ -12,49 +12,46 @@ import pytest
 from array_record.python import (
     array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  # no stub
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ring_jax.config import ConfigError, RawSourceConfig
-from ring_jax.curate.read import OpenSource, open_source
+from ring_jax.curate.read import MAX_DEPTH, OpenSource, open_source
 from ring_jax.curate.rows import RawRecord, Rejection
 
 RECORDS = [{"id": f"r{n}", "text": "word " * (n + 1)} for n in range(300)]
 
 
-def write_jsonl(path: pathlib.Path) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
-
-
-def write_gzip(path: pathlib.Path) -> None:
-    with gzip.open(path, "wt") as file:
-        file.writelines(json.dumps(record) + "\n" for record in RECORDS)
-
-
-def write_parquet(path: pathlib.Path) -> None:
-    table = pyarrow.Table.from_pylist(RECORDS)
-    pyarrow.parquet.write_table(table, path, row_group_size=100)
-
-
-def write_array_record(path: pathlib.Path) -> None:
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-    for record in RECORDS:
-        writer.write(json.dumps(record).encode())
-    writer.close()
+def write(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
+    """Writes records in the kind of file that the name says."""
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif path.suffix == ".parquet":
+        table = pyarrow.Table.from_pylist(records)
+        pyarrow.parquet.write_table(table, path, row_group_size=100)
+    elif path.suffix == ".array_record":
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for line in lines.splitlines():
+            writer.write(line.encode())
+        writer.close()
+    else:
+        path.write_text(lines)
 
 
 KINDS = {
-    "a.jsonl": ("jsonl", write_jsonl),
-    "a.jsonl.gz": ("jsonl", write_gzip),
-    "a.parquet": ("parquet", write_parquet),
-    "a.array_record": ("array_record", write_array_record),
+    "a.jsonl": "jsonl",
+    "a.jsonl.gz": "jsonl",
+    "a.parquet": "parquet",
+    "a.array_record": "array_record",
 }
 
 
 @pytest.fixture(params=KINDS)
 def file(request, tmp_path) -> tuple[str, pathlib.Path]:
-    kind, write = KINDS[request.param]
     path = tmp_path / request.param
-    write(path)
-    return kind, path
+    write(path, RECORDS)
+    return KINDS[request.param], path
 
 
 def read_all(source: OpenSource, first: int = 0) -> list[Any]:
@@ -118,12 +115,49 @@ def test_a_file_damaged_in_its_middle_never_gives_other_records(file):
 
 def test_a_giant_row_is_turned_away_and_the_next_is_read(tmp_path):
     giant = {"text": "x" * 20_000}
-    table = pyarrow.Table.from_pylist([RECORDS[0], giant, RECORDS[1]])
+    for name, kind in KINDS.items():
+        write(tmp_path / name, [RECORDS[0], giant, RECORDS[1]])
+        first, second, third = read_all(open_path(kind, tmp_path / name))
+        assert isinstance(second, Rejection), kind
+        assert second.reason == "giant"
+        assert (first.fields, third.fields) == (RECORDS[0], RECORDS[1])
+
+
+def test_bytes_that_are_no_utf8_cost_their_own_record_in_every_kind(tmp_path):
+    good, bad = b'{"text": "caf\xc3\xa9"}', b'{"text": "caf\xe9"}'
+    (tmp_path / "a.jsonl").write_bytes(good + b"\n" + bad + b"\n" + good + b"\n")
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        file.write((tmp_path / "a.jsonl").read_bytes())
+    writer = array_record_module.ArrayRecordWriter(str(tmp_path / "a.array_record"), "")
+    for line in (good, bad, good):
+        writer.write(line)
+    writer.close()
+    # Parquet's strings are bytes that its writer vouches for.
+    texts = pyarrow.array([b"caf\xc3\xa9", b"caf\xe9", b"caf\xc3\xa9"])
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 3, texts.buffers())
+    table = pyarrow.table({"text": column})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    first, second, third = read_all(open_path("parquet", tmp_path / "a.parquet"))
-    assert isinstance(second, Rejection)
-    assert second.reason == "giant"
-    assert (first.fields, third.fields) == (RECORDS[0], RECORDS[1])
+    for name, kind in KINDS.items():
+        first, second, third = read_all(open_path(kind, tmp_path / name))
+        assert isinstance(second, Rejection), kind
+        assert second.reason == "invalid_utf8"
+        assert first.fields == third.fields == {"text": "caf\u00e9"}
+
+
+@given(st.integers(0, MAX_DEPTH + 20))
+def test_a_record_may_be_so_deep_and_no_deeper(tmp_path_factory, depth):
+    path = tmp_path_factory.mktemp("deep") / "a.jsonl"
+    path.write_text('{"note": ' + "[" * depth + "]" * depth + ' , "text": ""}\n')
+    if not depth:
+        path.write_text('{"text": ""}\n')
+    (record,) = read_all(open_path("jsonl", path))
+    assert isinstance(record, Rejection) == (depth + 1 > MAX_DEPTH)
+
+
+def test_a_string_of_brackets_is_not_deep(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "{[" * 500}) + "\n")
+    (record,) = read_all(open_path("jsonl", tmp_path / "a.jsonl"))
+    assert isinstance(record, RawRecord)
 
 
 def test_files_of_a_folder_come_in_the_order_of_their_names(tmp_path):
@@ -149,7 +183,7 @@ def test_files_of_a_folder_come_in_the_order_of_their_names(tmp_path):
 )
 def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path, settings, part):
     path = tmp_path / "a.jsonl"
-    write_jsonl(path)
+    write(path, RECORDS)
     config = RawSourceConfig(**{"path": str(path), "licence": "CC0-1.0", **settings})
     with pytest.raises(ConfigError) as error:
         open_source(config, name="raw", seed=0, max_row_bytes=1000)
