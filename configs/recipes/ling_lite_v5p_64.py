@@ -3,7 +3,7 @@
 
 ring plan --config=configs/recipes/ling_lite_v5p_64.py --topology=v5p-64
 
-15.7 GiB of HBM a chip (exact, of 95.7); 0.9 hours for a billion tokens (estimate).
+15.0 GiB of HBM a chip (exact, of 95.7); 0.9 hours for a billion tokens (estimate).
 """
 
 import ml_collections

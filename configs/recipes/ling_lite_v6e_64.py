@@ -3,7 +3,7 @@
 
 ring plan --config=configs/recipes/ling_lite_v6e_64.py --topology=v6e-64
 
-13.0 GiB of HBM a chip (exact, of 31.2); 0.4 hours for a billion tokens (estimate).
+11.4 GiB of HBM a chip (exact, of 31.2); 0.4 hours for a billion tokens (estimate).
 """
 
 import ml_collections
