@@ -54,6 +54,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Gives back what a file's tests compiled.
+
+    Each program is mapped into memory in pieces, and Linux allows a process 65,530 of
+    them: a worker that keeps the programs of all files dies in the compiler.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Holds a text against its reviewed file, a path under tests/golden."""

@@ -13,8 +13,10 @@ import dataclasses
 import os
 import pathlib
 import secrets
+import shlex
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -29,6 +31,8 @@ MAX_ATTEMPTS = 3
 """Of one job; then the curation ends."""
 _PATIENCE_SECONDS = 60.0
 """Until a cluster that has no room for a worker is mentioned again."""
+_MAX_WAITS = 5
+"""Of that length for a cluster of our own, which has room: its workers do not start."""
 
 # Sent home, overridden, printed: none of it is asked for here.
 QUIET = {
@@ -61,13 +65,14 @@ def open_ray(
             )
         )
         ray = _connect(config, folder, stack)
-        engine = RayEngine(ray, make_workbench, num_workers=config.num_workers)
+        engine = RayEngine(ray, make_workbench, config)
         stack.callback(engine.close)
         yield engine
 
 
 def _connect(config: ScaleConfig, folder: str, stack: contextlib.ExitStack) -> Any:
     os.environ |= QUIET
+    # A cluster that is there has this package installed on its machines.
     where: dict[str, Any] = {"address": config.address}
     if config.address:
         _knock(config.address)
@@ -77,23 +82,20 @@ def _connect(config: ScaleConfig, folder: str, stack: contextlib.ExitStack) -> A
             "num_cpus": config.num_workers,
             "include_dashboard": False,
             "_temp_dir": folder,
+            "runtime_env": {
+                "env_vars": {"PYTHONPATH": _import_path()},
+                # Ray starts it by a shell, without quotes of its own.
+                "py_executable": shlex.quote(sys.executable),
+            },
         }
         # Its ports are open to the network: only who has the secret may send work.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray = _import_ray()
-    # A checkout that is not installed is found from wherever the command was started.
-    ours = str(pathlib.Path(ring_jax.__file__).parents[1])
-    paths = filter(None, [ours, os.environ.get("PYTHONPATH", "")])
     stack.callback(ray.shutdown)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            **where,
-            configure_logging=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
-        )
+        ray.init(**where, configure_logging=False, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         place = f"the cluster at {config.address}" if config.address else "Ray here"
         raise WorkersFailedError(
@@ -103,6 +105,12 @@ def _connect(config: ScaleConfig, folder: str, stack: contextlib.ExitStack) -> A
         # Ray's own would end the command with status 15.
         signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+def _import_path() -> str:
+    """A checkout that is not installed is found from wherever a command was started."""
+    ours = str(pathlib.Path(ring_jax.__file__).parents[1])
+    return os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH", "")]))
 
 
 def _knock(address: str) -> None:
@@ -158,19 +166,20 @@ class RayEngine:
     """Workers of a cluster that `ray` is connected to."""
 
     def __init__(
-        self, ray: Any, make_workbench: Callable[[], Workbench], *, num_workers: int
+        self, ray: Any, make_workbench: Callable[[], Workbench], config: ScaleConfig
     ):
         self._ray = ray
         self._make_workbench = ray.put(make_workbench)
         self._worker = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(
             _Worker
         )
-        self._num_workers = num_workers
-        self._num_failed_starts = 0
+        self._num_workers = config.num_workers
+        self._is_own = not config.address
+        self._num_failed_starts = self._num_waits = 0
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, _Attempt | None]] = {}
         """Reference of a result -> the worker and the job, or None while it starts."""
-        for _ in range(num_workers):
+        for _ in range(config.num_workers):
             self._start()
 
     def run[Result](self, jobs: Iterable[Job[Result]]) -> Iterator[Result]:
@@ -231,7 +240,7 @@ class RayEngine:
     ) -> Iterator[tuple[_Attempt, Any]]:
         ready, _ = self._ray.wait(list(self._busy), timeout=_PATIENCE_SECONDS)
         if not ready and not self._num_running():
-            logging.info("curate: waiting for a free CPU in the Ray cluster")
+            self._say_that_none_starts()
         for reference in ready:
             worker, attempt = self._busy.pop(reference)
             try:
@@ -249,6 +258,15 @@ class RayEngine:
                 self._idle.append(worker)
                 if attempt:
                     yield attempt, result
+
+    def _say_that_none_starts(self) -> None:
+        self._num_waits += 1
+        if self._is_own and self._num_waits == _MAX_WAITS:
+            raise WorkersFailedError(
+                f"scale: no Ray worker started in {_MAX_WAITS * _PATIENCE_SECONDS:g} "
+                "seconds; try again, or with scale.engine=process."
+            )
+        logging.info("curate: waiting for a free CPU in the Ray cluster")
 
     def _replace(self, worker: Any, attempt: _Attempt | None, error: Exception) -> None:
         self._ray.kill(worker)
