@@ -2,6 +2,8 @@
 """Ling-lite, fully fine-tuned on packed rows of 16,384 tokens: 256 chips of v6e.
 
 ring plan --config=configs/recipes/ling_lite_v6e_256.py --topology=v6e-256
+
+5.8 GiB of HBM a chip (exact, of 31.2); 0.2 hours for a billion tokens (estimate).
 """
 
 import ml_collections

@@ -54,6 +54,13 @@ def print_plan(plan: Plan, rates: Rates, console: rich.console.Console) -> None:
     console.print(_summary_table(plan, rates))
     if unknown := [name for name, count in plan.time.loops.items() if count is None]:
         console.print(f"not counted, their length depends on data: {unknown}")
+    if kernels := [o.name for o in plan.time.operations if o.source == "unknown"]:
+        console.print(
+            "the step takes longer than this: the way of these kernels is not known, and "
+            f"they count by their bytes alone: {', '.join(kernels)}",
+            style="bold red",
+            soft_wrap=True,
+        )
     if plan.step.undonated:
         console.print(
             f"held twice, the donation failed: {', '.join(plan.step.undonated)}",

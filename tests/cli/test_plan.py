@@ -16,6 +16,7 @@ from ring_jax.plan.collectives import Collective
 from ring_jax.plan.memory import Buffer
 from ring_jax.plan.search import Candidate
 from ring_jax.plan.step_time import StepTime, Use
+from ring_jax.plan.walk import Operation
 
 GIB = 2**30
 MEMORY = Memory(
@@ -114,6 +115,22 @@ def test_a_plan_has_memory_time_collectives_and_cost(tiny_config, compiler, caps
     assert found["hbm_total_bytes"] == 7 * GIB
     assert found["collectives"][0]["wire_bytes"] == 4 * 3 * 2**20
     assert found["overrides"] == []
+
+
+def test_a_kernel_whose_way_is_not_known_is_named(tiny_config, compiler, capsys):
+    kernel = Operation(
+        "packed_attention.1", "attention", "attention", 28, 1e-4, "unknown"
+    )
+
+    def plans(config, pod, *, cache, fresh):
+        plan = a_plan(config, pod)
+        time = dataclasses.replace(plan.time, operations=(kernel,))
+        return dataclasses.replace(plan, time=time)
+
+    compiler(plans)
+    assert main(words(tiny_config)) == status.DONE
+    assert "takes longer than this" in (out := capsys.readouterr().out)
+    assert kernel.name in out
 
 
 def test_storage_and_hosts_give_the_time_of_a_save(tiny_config, compiler, capsys):
