@@ -56,8 +56,8 @@ def print_plan(plan: Plan, rates: Rates, console: rich.console.Console) -> None:
         console.print(f"not counted, their length depends on data: {unknown}")
     if kernels := [o.name for o in plan.time.operations if o.source == "unknown"]:
         console.print(
-            "the step takes longer than this: the way of these kernels is not known, and "
-            f"they count by their bytes alone: {', '.join(kernels)}",
+            "the step takes longer than this: these kernels, whose way is not known, "
+            f"count by their bytes alone: {', '.join(kernels)}",
             style="bold red",
             soft_wrap=True,
         )
