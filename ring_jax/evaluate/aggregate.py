@@ -64,9 +64,7 @@ def interval(scores: Sequence[float], *, seed: int) -> tuple[float, float]:
     """
     per_item = np.asarray(scores, np.float64)
     draws = np.random.default_rng(seed)
-    means = [
-        per_item[draws.integers(0, len(per_item), len(per_item))].mean()
-        for _ in range(NUM_RESAMPLES)
-    ]
+    shape = NUM_RESAMPLES, len(per_item)
+    means = per_item[draws.integers(0, len(per_item), shape, np.int32)].mean(axis=1)
     low, high = np.quantile(means, [(1 - SHARE) / 2, (1 + SHARE) / 2])
     return float(low), float(high)
