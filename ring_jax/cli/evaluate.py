@@ -180,7 +180,7 @@ def _print(asked: Mapping[str, Mapping[str, Any]], folder: pathlib.Path) -> None
             name,
             summary["metric"],
             _percent(summary["score"]),
-            f"{_percent(summary['low'])} to {_percent(summary['high'])}",
+            _interval(summary),
             str(summary["num_items"]),
             _percent(summary["truncated_share"]),
             summary["status"],
@@ -192,6 +192,12 @@ def _print(asked: Mapping[str, Mapping[str, Any]], folder: pathlib.Path) -> None
             line = f"{name} is {summary['status']}: {summary['reason']}"
             console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"Records and scores are in {folder}.", soft_wrap=True)
+
+
+def _interval(summary: Mapping[str, Any]) -> str:
+    if summary["score"] is None:
+        return "-"
+    return f"{_percent(summary['low'])} to {_percent(summary['high'])}"
 
 
 def _percent(share: float | None) -> str:

@@ -48,7 +48,7 @@ def read_rows(name: str) -> list[Row]:
     known = PACKAGED[family]
     distribution = packages.find_distribution(known.package)
     version = known.version if distribution is None else distribution.version
-    origin = {
+    origin: dict[str, Any] = {
         "source": name,
         "licence": known.licence,
         "package": f"{known.package}=={version}",
@@ -74,7 +74,7 @@ def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, filter(str.strip, lines))
 
 
-def _contest(record: Mapping[str, Any], origin: Mapping[str, str]) -> Iterator[Row]:
+def _contest(record: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[Row]:
     subsets = {"aime24": "aime24", "aime25": "aime25", "hmmt": "hmmt-24-25"}
     if record["subset_for_metrics"] != subsets[origin["source"]]:
         return
@@ -92,7 +92,7 @@ def _contest(record: Mapping[str, Any], origin: Mapping[str, str]) -> Iterator[R
     )
 
 
-def _program(record: Mapping[str, Any], origin: Mapping[str, str]) -> Iterator[Row]:
+def _program(record: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[Row]:
     prompt = record["prompt"]
     solution = f"```python\n{prompt}{record['canonical_solution']}```"
     yield Row(
@@ -110,7 +110,7 @@ def _program(record: Mapping[str, Any], origin: Mapping[str, str]) -> Iterator[R
     )
 
 
-def _instruction(record: Mapping[str, Any], origin: Mapping[str, str]) -> Iterator[Row]:
+def _instruction(record: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[Row]:
     kwargs = [
         {name: value for name, value in of_one.items() if value is not None}
         for of_one in record["kwargs"]
@@ -130,7 +130,7 @@ def _instruction(record: Mapping[str, Any], origin: Mapping[str, str]) -> Iterat
 
 
 _READERS: Mapping[
-    str, Callable[[Mapping[str, Any], Mapping[str, str]], Iterator[Row]]
+    str, Callable[[Mapping[str, Any], Mapping[str, Any]], Iterator[Row]]
 ] = {
     "aime24": _contest,
     "aime25": _contest,
@@ -141,7 +141,7 @@ _READERS: Mapping[
 _BFCL = {"bfcl": BFCL_KINDS, "bfcl_live": BFCL_LIVE_KINDS}
 
 
-def _calls(kinds: Sequence[str], origin: Mapping[str, str]) -> Iterator[Row]:
+def _calls(kinds: Sequence[str], origin: Mapping[str, Any]) -> Iterator[Row]:
     known = PACKAGED["bfcl"]
     for kind in kinds:
         names = [
@@ -162,7 +162,7 @@ def _call(
     record: Mapping[str, Any],
     accepted: Sequence[Mapping[str, Mapping[str, Sequence[Any]]]],
     kind: str,
-    origin: Mapping[str, str],
+    origin: Mapping[str, Any],
 ) -> Row:
     tools = "\n".join(json.dumps(tool) for tool in record["function"])
     system = Message("system", _TOOLS.format(tools=tools))

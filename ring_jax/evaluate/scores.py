@@ -2,7 +2,7 @@
 """The summary of a suite, as `scores.json` keeps it."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ring_jax.config import SuiteConfig
@@ -95,7 +95,7 @@ def _by_difficulty(
 
 
 def _pass_at(
-    by_item: collections.abc.Collection[Sequence[Record]], num_samples: int
+    by_item: Collection[Sequence[Record]], num_samples: int
 ) -> dict[str, float]:
     """Computes pass@k for k = 1, 2, 4, ... over the items that have all samples."""
     whole = [of for of in by_item if len(of) == num_samples]

@@ -9,6 +9,10 @@ import pytest
 from ring_jax.cli import status
 from ring_jax.cli.main import main
 from tests.evaluate.test_completers import message, serving
+from tests.generate.test_command import model, workdir
+
+__all__ = ["model", "workdir"]
+"""Fixtures: a run's folder, and the model in it."""
 
 RUN = """
 import dataclasses
@@ -104,3 +108,24 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert line.count("\n") == 1
     assert all(part in line for part in parts), line
     assert not (tmp_path / "run").exists()
+
+
+def test_the_newest_model_of_a_run_is_graded_once(workdir, capsys):
+    asked = [
+        "evaluate",
+        f"--workdir={workdir}",
+        "--suites=gym_gcd",
+        "--config.suites.num_items=1",
+        "--config.suites.max_new_tokens=6",
+        "--json",
+    ]
+    for _ in range(2):
+        assert main(asked) == status.DONE
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert summary["label"] == "step_3"
+        assert summary["suites"]["gym_gcd"]["num_items"] == 3
+    folder = workdir / "evaluation" / "step_3"
+    records = (folder / "gym_gcd.jsonl").read_text().splitlines()
+    assert len(records) == 3
+    assert {json.loads(line)["stop_reason"] for line in records} <= {"stop", "length"}
+    assert all(json.loads(line)["num_tokens"] <= 6 for line in records)
