@@ -18,9 +18,8 @@ from absl import logging
 
 from ring_jax.config import ConfigError, SuiteConfig, flatten_settings
 from ring_jax.data.schema import Row, row_to_json
+from ring_jax.evaluate.votes import Key
 
-Key = tuple[str, int]
-"""Id of an item, number of a sample."""
 SETTINGS, SCORES = "settings.json", "scores.json"
 
 

@@ -22,6 +22,7 @@ from ring_jax.evaluate.complete import Ask, Completer, Said, Unsaid
 from ring_jax.evaluate.items import level_of, read_items
 from ring_jax.evaluate.records import Records
 from ring_jax.evaluate.scores import refuse, summarise
+from ring_jax.evaluate.votes import Key, spellings, unite
 from ring_jax.verify import COMPARING, Answer, Question, Sandbox, final_answer
 
 GRADED = ("right", "wrong")
@@ -109,14 +110,15 @@ class _SuiteRun:
         # Unbounded: replies wait for their verdict, and the device waits for nobody.
         self._waiting: dict[Future[Answer], dict[str, Any]] = {}
         self._is_refused = False
+        self._votes: dict[Key, str] = {}
 
     def summary(self, reason: str) -> dict[str, Any]:
         """Summarises what is known; `reason` says why that is not all."""
         if self._is_refused:
             return refuse(self._suite, self._rows, reason=reason)
-        ids = {row.id for row in self._rows}
-        known = [r for key, r in self._records.by_key.items() if key[0] in ids]
-        return summarise(self._suite, self._rows, known, reason=reason)
+        known = list(self._records.by_key.values())
+        votes = self._votes or spellings(self._rows, known)
+        return summarise(self._suite, self._rows, known, votes=votes, reason=reason)
 
     def run(self) -> str:
         """Asks and grades what is missing; returns why some still is."""
@@ -131,6 +133,7 @@ class _SuiteRun:
             # What has no verdict yet is kept for a second start, which grades it.
             for record in self._waiting.values():
                 self._records.add(record)
+        self._vote()
         ungraded = [
             record["detail"]
             for record in self._records.by_key.values()
@@ -139,6 +142,15 @@ class _SuiteRun:
         if ungraded:
             reasons.append(f"{len(ungraded)} replies not graded ({ungraded[0]})")
         return "; ".join(reasons)
+
+    def _vote(self) -> None:
+        known = self._records.by_key
+        self._votes = spellings(self._rows, known.values())
+        if self._suite.num_samples > 1:
+            are_right = {key: record["is_correct"] for key, record in known.items()}
+            self._votes = unite(
+                self._votes, self._rows, are_right=are_right, sandbox=self._sandbox
+            )
 
     def _refusal(self) -> str:
         """Tells why a verifier of the suite cannot work here, before time is spent."""

@@ -9,13 +9,18 @@ from ring_jax.config import SuiteConfig
 from ring_jax.data.schema import Row
 from ring_jax.evaluate.aggregate import avg_at_k, interval, maj_at_k, pass_at_k
 from ring_jax.evaluate.items import chance_of, level_of
-from ring_jax.verify import normalize
+from ring_jax.evaluate.votes import Key
 
 Record = Mapping[str, Any]
 
 
 def summarise(
-    suite: SuiteConfig, rows: Sequence[Row], records: Sequence[Record], *, reason: str
+    suite: SuiteConfig,
+    rows: Sequence[Row],
+    records: Sequence[Record],
+    *,
+    votes: Mapping[Key, str],
+    reason: str,
 ) -> dict[str, Any]:
     """Summarises what is known of a suite.
 
@@ -23,6 +28,7 @@ def summarise(
       suite: its settings.
       rows: all its items.
       records: of these items; some may be missing.
+      votes: what each sample answers; equal texts are equal answers.
       reason: why some are; empty where the suite is done.
 
     Returns:
@@ -31,7 +37,7 @@ def summarise(
     by_item: dict[str, list[Record]] = collections.defaultdict(list)
     for record in records:
         by_item[record["id"]].append(record)
-    scores = {name: item_score(suite.metric, of) for name, of in by_item.items()}
+    scores = {name: item_score(suite.metric, of, votes) for name, of in by_item.items()}
     low, high = (
         interval([*scores.values()], seed=suite.seed) if scores else (None, None)
     )
@@ -49,7 +55,7 @@ def summarise(
         "by_difficulty": _by_difficulty(suite, rows, scores),
         "chance": _mean(known) if len(known) == len(chances) else None,
         "pass_at": _pass_at(by_item.values(), suite.num_samples),
-        "maj": _mean([item_score("maj", of) for of in by_item.values()]),
+        "maj": _mean([item_score("maj", of, votes) for of in by_item.values()]),
         "truncated_share": _mean([r["stop_reason"] == "length" for r in records]),
         "malformed_share": _mean([not r["is_well_formed"] for r in records]),
         "mean_think_tokens": _mean_known(records, "num_think_tokens"),
@@ -61,17 +67,19 @@ def summarise(
 
 def refuse(suite: SuiteConfig, rows: Sequence[Row], *, reason: str) -> dict[str, Any]:
     """Summarises a suite that nobody was asked."""
-    return {**summarise(suite, rows, [], reason=reason), "status": "refused"}
+    return {**summarise(suite, rows, [], votes={}, reason=reason), "status": "refused"}
 
 
-def item_score(metric: str, records: Sequence[Record]) -> float:
+def item_score(
+    metric: str, records: Sequence[Record], votes: Mapping[Key, str]
+) -> float:
     """Scores one item by its samples."""
     are_right = [record["is_correct"] for record in records]
     if metric == "avg":
         return avg_at_k(are_right)
     if metric == "pass":
         return pass_at_k(len(are_right), sum(are_right), len(are_right))
-    answers = [normalize(record["extracted"]) for record in records]
+    answers = [votes[record["id"], record["sample"]] for record in records]
     return maj_at_k(answers, are_right)
 
 

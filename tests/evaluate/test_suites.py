@@ -324,6 +324,26 @@ def test_samples_of_an_item_have_seeds_of_their_own_and_each_metric_its_score(tm
     assert found["avg"]["pass_at"] == {"1": 0.25, "2": 0.5, "4": 1.0}
 
 
+def test_wrong_answers_vote_together_where_the_verifier_finds_them_equal(tmp_path):
+    rows_suite(tmp_path / "n.jsonl", num_rows=2)
+    text = (tmp_path / "n.jsonl").read_text()
+    (tmp_path / "n.jsonl").write_text(text.replace('"number"', '"math"'))
+    wrong = ["", "", "1/2", "0.5", "\\frac{1}{2}"]
+
+    def says(ask: Ask) -> str:
+        # Two right ones against three wrong ones, which say the same in other words;
+        # of the second item 3/4 and 3.4 do not.
+        said = wrong if ask.row.id == "item-0" else ["", "", "3/4", "3.4", "7"]
+        return f"\\boxed{{{said[ask.sample]}}}" if said[ask.sample] else gold(ask)
+
+    suite = SuiteConfig(
+        path=str(tmp_path / "n.jsonl"), num_samples=5, temperature=1.0, metric="maj"
+    )
+    summary = run({"n": suite}, Planted(says=says), tmp_path)["n"]
+    assert summary["score"] == summary["maj"] == 0.5
+    assert summary["pass_at"]["1"] == pytest.approx(0.4)
+
+
 def test_an_unknown_suite_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="Did you mean `aime24`"):
         choose_suites(["aime2024"], SuitesConfig())
