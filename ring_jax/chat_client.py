@@ -15,6 +15,7 @@ import json
 import os
 import queue
 import random
+import re
 import sys
 import threading
 import time
@@ -31,6 +32,8 @@ MAX_WAIT_SECONDS = 120.0
 """Between two tries, and at most what a server's Retry-After may ask for."""
 GRACE_SECONDS = 10.0
 """For answers that are under way when the work is interrupted: they are paid for."""
+_CONTEXT = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)
+"""In the refusals of vLLM, SGLang, llama.cpp and OpenAI."""
 _REFUSALS = {400, 401, 403, 404, 405, 413, 422}
 """Statuses that the same request would meet again."""
 
@@ -43,6 +46,10 @@ class Answered:
     """Reasoning first, between think tags, if there is any."""
     about: Mapping[str, Any]
     """`model`, `finish_reason` and `usage`, as the server reports them."""
+
+
+class TooLongError(Exception):
+    """A prompt for which the server's context has no room."""
 
 
 class ChatClient:
@@ -67,6 +74,7 @@ class ChatClient:
 
         Raises:
           ConfigError: the server refuses the request.
+          TooLongError: its context has no room for the request.
           OSError: it failed `max_tries` times.
         """
         config = self.config
@@ -132,9 +140,11 @@ def _read_key(variable: str) -> str:
 
 def _failure(
     error: urllib.error.HTTPError, config: TeacherConfig
-) -> ConfigError | _NoAnswerError:
+) -> ConfigError | TooLongError | _NoAnswerError:
     said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
     reason = f"status {error.code} ({said})"
+    if error.code in _REFUSALS and _CONTEXT.search(said):
+        return TooLongError(reason)
     if error.code in _REFUSALS:
         return ConfigError(
             f"teacher {config.url} refuses model={config.model!r} with {reason}; mend "

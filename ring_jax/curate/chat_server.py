@@ -6,8 +6,8 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 
-from ring_jax.chat_client import ChatClient, ask_all
-from ring_jax.config import TeacherConfig, TeacherSamplingConfig
+from ring_jax.chat_client import ChatClient, TooLongError, ask_all
+from ring_jax.config import ConfigError, TeacherConfig, TeacherSamplingConfig
 from ring_jax.curate.journal import Journal, answer_key
 
 
@@ -70,7 +70,13 @@ class ChatServer:
             "seed": sampling.seed + job.number,
         }
         messages = [{"role": "user", "content": job.prompt}]
-        answered = self._client.ask({"messages": messages, **asked}, stop)
+        try:
+            answered = self._client.ask({"messages": messages, **asked}, stop)
+        except TooLongError as error:
+            raise ConfigError(
+                f"teacher {self._config.url} refuses a prompt with {error}; lower "
+                "max_tokens, or give it more context."
+            ) from None
         if answered is not None:
             about = {**answered.about, "prompt": job.prompt, **asked}
             self._journal.add(job.key, answered.text, **about)

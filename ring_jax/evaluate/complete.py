@@ -108,7 +108,7 @@ class EngineCompleter:
             if len(ids) + ask.max_new_tokens <= positions:
                 fitting.append((ask, ids))
             else:
-                yield _unfitting(ask)
+                yield unfitting(ask)
         if fitting:
             yield from self._generate(fitting)
 
@@ -162,7 +162,8 @@ class EngineCompleter:
         return len(before) - before.count(opening) if is_thinking else 0
 
 
-def _unfitting(ask: Ask) -> Said:
+def unfitting(ask: Ask) -> Said:
+    """Says nothing, to a prompt for which there is no room."""
     return Said(
         ask=ask,
         text="",

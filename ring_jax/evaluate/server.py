@@ -5,10 +5,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ring_jax.chat_client import Answered, ChatClient, ask_all
+from ring_jax.chat_client import Answered, ChatClient, TooLongError, ask_all
 from ring_jax.config import ConfigError, TeacherConfig
 from ring_jax.data.schema import Message, Row
-from ring_jax.evaluate.complete import Ask, Said, Unsaid
+from ring_jax.evaluate.complete import Ask, Said, Unsaid, unfitting
 
 MAX_FAILURES = 8
 """In a row; then the server is not asked any more."""
@@ -45,6 +45,8 @@ class ServerCompleter:
         }
         try:
             answered = self._client.ask(body, stop)
+        except TooLongError:
+            return unfitting(ask)
         except (ConfigError, OSError) as error:
             return Unsaid(ask, str(error))
         return Unsaid(ask, "interrupted") if answered is None else _said(ask, answered)

@@ -175,17 +175,21 @@ def test_a_server_is_asked_for_each_sample_and_its_reasoning_is_kept():
 
 def test_an_item_that_a_server_refuses_costs_no_other():
     def reply(body):
+        if "odd" in body["messages"][0]["content"]:
+            return 400, {"error": "no such letters"}
         if "long" in body["messages"][0]["content"]:
-            return 400, {"error": "the context has 4096 tokens"}
+            return 400, {"error": "maximum context length is 4096 tokens"}
         return 200, message("yes")
 
-    asked = [ask("one?"), ask("a long one?"), ask("another?")]
+    asked = [ask("one?"), ask("an odd one?"), ask("a long one?"), ask("another?")]
     with serving(reply) as (url, _):
         found = list(completer_of(url).complete(asked))
     unsaid = [one for one in found if isinstance(one, Unsaid)]
-    assert [one.ask.row.id for one in unsaid] == ["a long one?"]
-    assert "4096" in unsaid[0].reason
-    assert len(found) == 3
+    assert [one.ask.row.id for one in unsaid] == ["an odd one?"]
+    assert "no such letters" in unsaid[0].reason
+    said = {one.ask.row.id: one for one in found if isinstance(one, Said)}
+    assert said["a long one?"].stop_reason == "prompt_too_long"
+    assert len(said) == 3
 
 
 def test_a_server_that_fails_all_the_time_is_not_asked_for_ever():
