@@ -655,6 +655,7 @@ class RunConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    suites: "SuitesConfig" = dataclasses.field(default_factory=lambda: SuitesConfig())
     stages: Mapping[str, StageConfig] = dataclasses.field(default_factory=dict)
     init_from: str | None = None
     """A Hugging Face folder to start from; None starts from random weights."""
@@ -1077,6 +1078,74 @@ class SynthesisConfig:
         for name in ("problem_prompt", "solution_prompt"):
             if "{problem}" not in getattr(self, name):
                 raise ConfigError(f"{name} has no {{problem}}; put it where it goes.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteConfig:
+    """A suite of `ring evaluate`: its items, how they are asked, what is counted."""
+
+    kind: str = "rows"
+    """`rows` of a file, `reasoning_gym`, or a set that a package ships."""
+    path: str | None = None
+    """Of `rows`: a JSONL file of the row schema, each row with a verifier."""
+    task: str = ""
+    """Of `reasoning_gym`."""
+    group: Literal["reasoning", "general"] = "general"
+    capability: str = ""
+    """Such as mathematics, code, science, instruction, tool use, knowledge."""
+    prompt: str = "{question}"
+    """What the user says; `{question}` stands for the item's own last turn."""
+    num_items: int | None = None
+    """At most, the same ones each time; of `reasoning_gym` per level. None: all."""
+    num_samples: int = 1
+    """Replies to each item."""
+    metric: Literal["avg", "pass", "maj"] = "avg"
+    """Over the samples of an item: share of right ones, whether any is right, or
+    whether the most frequent answer is."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 1024
+    """Of a reply, reasoning included."""
+    seed: int = 0
+    """Of the items chosen, the draws and the intervals."""
+
+    def __post_init__(self):
+        if "{question}" not in self.prompt:
+            raise ConfigError("prompt has no {question}; put it where it goes.")
+        for name in ("num_samples", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.num_items is not None and self.num_items < 1:
+            raise ConfigError(f"num_items={self.num_items} must be at least 1.")
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1):
+            raise ConfigError(
+                f"temperature={self.temperature} must not be negative and "
+                f"top_p={self.top_p} in (0, 1]."
+            )
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ConfigError(
+                f"num_samples={self.num_samples} at temperature=0 are the same reply; "
+                "raise the temperature, or set num_samples=1."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SuitesConfig:
+    """What `ring evaluate` asks, beside or instead of the settings of its suites."""
+
+    own: Mapping[str, SuiteConfig] = dataclasses.field(default_factory=dict)
+    """More suites, or others under known names."""
+    num_items: int | None = None
+    """Instead of each suite's; None: as the suite says. So are the next three."""
+    num_samples: int | None = None
+    temperature: float | None = None
+    max_new_tokens: int | None = None
+    server: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    """Who answers, where `--server` names a server; its pace and key."""
+    verification: VerificationConfig = dataclasses.field(
+        default_factory=VerificationConfig
+    )
+    """Workers that grade, and their limits."""
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

@@ -33,6 +33,7 @@ VERBS = {
     "plan": "plan",
     "train": "train",
     "generate": "generate",
+    "evaluate": "evaluate",
     "import": "import_",
     "export": "export",
     "report": "report",

@@ -60,6 +60,7 @@ RESUMABLE_CHANGES = (
     "model.moe.implementation",
     "model.moe.transport",
     "generate",
+    "suites",
     "train.remat",
     "train.log_every_steps",
     "train.checkpoint_every_steps",

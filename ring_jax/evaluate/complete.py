@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who answers the items of a suite: an engine of ours, or whatever else can."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Protocol
+
+from ring_jax.config import EvaluateConfig, RunConfig
+from ring_jax.data.schema import Row
+from ring_jax.data.tokenizer import THINK_TOKENS, Tokenizer
+from ring_jax.generate import Engine, Request, Sampling
+from ring_jax.model import Transformer
+
+PROMPT_STEP = 64
+"""Prompts have room in steps of so many tokens: suites then share their programs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """One sample that is wanted of one item."""
+
+    row: Row
+    """Its last message is a gold reply, and is not shown."""
+    sample: int
+    temperature: float
+    top_p: float
+    seed: int
+    """Of the draws, an unsigned 32-bit number."""
+    max_new_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What was said, without the token that ended it."""
+
+    ask: Ask
+    text: str
+    stop_reason: Literal["stop", "length", "prompt_too_long"]
+    num_tokens: int | None
+    """None where nobody counted; so is the next."""
+    num_think_tokens: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unsaid:
+    """A sample that could not be had."""
+
+    ask: Ask
+    reason: str
+
+
+class Completer(Protocol):
+    """Answers what is asked."""
+
+    def max_new_tokens(self, rows: Sequence[Row], wanted: int) -> int:
+        """Returns how many tokens of a reply there is room for, `wanted` at most."""
+        ...
+
+    def complete(self, asked: Sequence[Ask]) -> Iterator[Said | Unsaid]:
+        """Answers in any order, each as soon as it is there.
+
+        Raises:
+          ConfigError, OSError: nothing more can be had.
+        """
+        ...
+
+
+class EngineCompleter:
+    """Answers by a model on the mesh in force."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        render: Callable[[Row], Sequence[int]],
+        config: RunConfig,
+    ):
+        """Keeps the model; an engine is made for each suite, in its size.
+
+        Args:
+          model: parameters on the mesh in force.
+          tokenizer: of the model.
+          render: writes the turns before a row's last one as token ids.
+          config: of the run; `evaluate.batch_size` is how many answer at a time.
+        """
+        self._model, self._tokenizer = model, tokenizer
+        self._render, self._config = render, config
+
+    def max_new_tokens(self, rows: Sequence[Row], wanted: int) -> int:
+        """Returns how many tokens the model's positions leave to a reply.
+
+        A prompt that would leave less than half of them is left out of this; it is not
+        asked.
+        """
+        positions = self._model.config.max_positions
+        room = min(wanted, positions // 2)
+        lengths = [len(self._render(row)) for row in rows]
+        fitting = [length for length in lengths if length <= positions - room]
+        return min(wanted, positions - max(fitting, default=0))
+
+    def complete(self, asked: Sequence[Ask]) -> Iterator[Said | Unsaid]:
+        """Answers all; what does not fit is `prompt_too_long` and has no text."""
+        positions = self._model.config.max_positions
+        rendered = [(ask, tuple(self._render(ask.row))) for ask in asked]
+        fitting = []
+        for ask, ids in rendered:
+            if len(ids) + ask.max_new_tokens <= positions:
+                fitting.append((ask, ids))
+            else:
+                yield unfitting(ask)
+        if fitting:
+            yield from self._generate(fitting)
+
+    def _generate(
+        self, rendered: Sequence[tuple[Ask, tuple[int, ...]]]
+    ) -> Iterator[Said]:
+        max_new_tokens = max(ask.max_new_tokens for ask, _ in rendered)
+        longest = -(-max(len(ids) for _, ids in rendered) // PROMPT_STEP) * PROMPT_STEP
+        engine = Engine(
+            self._model,
+            self._tokenizer,
+            config=EvaluateConfig(
+                max_prompt_tokens=min(
+                    longest, self._model.config.max_positions - max_new_tokens
+                ),
+                max_new_tokens=max_new_tokens,
+                batch_size=min(self._config.evaluate.batch_size, len(rendered)),
+            ),
+            dtype=self._config.train.compute_dtype,
+            pace=self._config.generate,
+        )
+        requests = [
+            Request(
+                prompt_ids=ids,
+                sampling=Sampling(
+                    temperature=ask.temperature, top_p=ask.top_p, seed=ask.seed
+                ),
+                max_new_tokens=ask.max_new_tokens,
+                max_think_tokens=self._config.generate.max_think_tokens,
+            )
+            for ask, ids in rendered
+        ]
+        end = self._tokenizer.decode([self._tokenizer.eos_id])
+        for told in engine.stream(requests):
+            if (completion := told.completion) is not None:
+                yield Said(
+                    ask=rendered[told.number][0],
+                    text=completion.text.removesuffix(end),
+                    stop_reason=completion.stop_reason,
+                    num_tokens=len(completion.ids),
+                    num_think_tokens=self._num_think_tokens(completion.ids),
+                )
+
+    def _num_think_tokens(self, ids: Sequence[int]) -> int:
+        """Counts the tokens inside the first think block, which may have no end."""
+        if not all(map(self._tokenizer.has_special, THINK_TOKENS)):
+            return 0
+        opening, closing = map(self._tokenizer.special_id, THINK_TOKENS)
+        before = ids[: ids.index(closing)] if closing in ids else ids
+        is_thinking = opening in ids or closing in ids
+        return len(before) - before.count(opening) if is_thinking else 0
+
+
+def unfitting(ask: Ask) -> Said:
+    """Says nothing, to a prompt for which there is no room."""
+    return Said(
+        ask=ask,
+        text="",
+        stop_reason="prompt_too_long",
+        num_tokens=0,
+        num_think_tokens=0,
+    )
