@@ -21,8 +21,8 @@ CORE = [
 ]
 
 EXTRAS = {
-    # Mathematical answers, languages and sentences, Parquet files, and the signatures of
-    # near duplicates.
+    # Mathematical answers, languages and sentences of replies, Parquet files, and the
+    # signatures of near duplicates.
     "curate": [
         "langdetect>=1.0.9",
         "math-verify>=0.9.0",

@@ -16,6 +16,7 @@ from ring_jax.verify import (
     number,
     program,
     reasoning,
+    teval,
     tool_call,
 )
 
@@ -27,6 +28,7 @@ VERIFIERS = {
     "math": math_answer.is_equal,
     "constraints": constraints.are_met,
     "tool_call": tool_call.is_accepted,
+    "teval": teval.is_right,
 }
 """Name -> function of reply, answer and metadata; beside `reasoning_gym/<task>`."""
 EXPLAINING = {
@@ -36,7 +38,7 @@ EXPLAINING = {
 }
 """Name -> function that returns why a reply is wrong, or nothing."""
 WHOLE_REPLY = frozenset(
-    {"number", "choice", "math", "program", "ifeval", "ifeval_loose"}
+    {"number", "choice", "math", "program", "ifeval", "ifeval_loose", "teval"}
 )
 """Verifiers that find the answer in a reply by themselves."""
 ISOLATED = frozenset({"math", "program"})
