@@ -8,6 +8,7 @@ can be compared; it is no accuracy of what a model says, and never stands for on
 import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import batched, pairwise
+from typing import Any
 
 import jax
 import numpy as np
@@ -121,14 +122,15 @@ def _likelihoods(
         segments_BT[place, : len(row.ids)] = 1
         weights_BT[place, row.num_context : len(row.ids)] = 1
     numbers_B, positions_T = (np.arange(size, dtype=np.int32) for size in shape)
-    batch = Batch(
-        ids_BT=ids_BT,
-        segments_BT=segments_BT,
-        positions_BT=np.where(segments_BT, positions_T, 0),
-        classes_BT=np.zeros(shape, np.int32),
-        sources_BT=np.broadcast_to(numbers_B[:, None], shape),
-        weights_BT=weights_BT,
-    )
+    arrays: dict[str, Any] = {
+        "ids_BT": ids_BT,
+        "segments_BT": segments_BT,
+        "positions_BT": np.where(segments_BT, positions_T, 0),
+        "classes_BT": np.zeros(shape, np.int32),
+        "sources_BT": np.broadcast_to(numbers_B[:, None], shape),
+        "weights_BT": weights_BT,
+    }
+    batch = Batch(**arrays)
     sums_2B = jax.device_get(source_sums(model, on_mesh(batch), config, shape[0]))
     yield from (-float(total) for total in sums_2B[0, : len(rows)])
 

@@ -206,7 +206,7 @@ _POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
 
 
 def _has_postscript(text: str, arguments: Arguments) -> bool:
-    marker = arguments["postscript_marker"].strip()
+    marker: str = arguments["postscript_marker"].strip()
     pattern = _POSTSCRIPTS.get(marker, re.escape(marker.lower()))
     return re.search(pattern, text.lower()) is not None
 

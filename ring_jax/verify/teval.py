@@ -99,7 +99,8 @@ def _next(text: str, inner: int, name: str, template: Mapping[str, str]) -> int:
 
 
 def _names_only(text: str, name: str) -> bool:
-    others = [*re.findall(r"\w+\.\w+", text), *re.findall("FinishAction", text)]
+    # Without \b, a long word would take quadratic time.
+    others = [*re.findall(r"\b\w+\.\w+", text), *re.findall("FinishAction", text)]
     return name in text and all(other == name for other in others)
 
 
