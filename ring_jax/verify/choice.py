@@ -13,7 +13,7 @@ from ring_jax.verify.match import normalize
 _LETTERS = string.ascii_uppercase[:10]
 
 # A letter and nothing else, whatever is around it: "(b)", "**B.**", "Option B".
-_ALONE = re.compile(r"\W*(?:(?:option|choice|answer)\W+)?([A-Za-z])\W*")
+_ALONE = re.compile(r"\W*(?:(?:option|choice|answer)\W+|选项\W*)?([A-Za-z])\W*")
 # A letter in front of something: "(B) Paris", "B. Paris", "B because ...".
 _LEADING = re.compile(
     r"[^\w(]*(?:\(([A-Za-z])\)(?!\s*(?:or|and)\b)"

@@ -5,7 +5,8 @@ import re
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _STATED = re.compile(
-    r"(?:(?:final answer|the answer|answer|答案)\s*(?:is|:|=|为|是)+|####)\s*(.+)",
+    r"(?:(?:final answer|the answer|answer|答案)\s*(?:is|:|\uff1a|=|为|是)+|####)"
+    r"\s*(.+)",
     re.IGNORECASE,
 )
 _THINK = re.compile(r"\A\s*<think>(.*?)</think>", re.DOTALL)

@@ -10,11 +10,13 @@ from ring_jax.config import ConfigError
 from ring_jax.verify import (
     choice,
     constraints,
+    ifeval,
     match,
     math_answer,
     number,
     program,
     reasoning,
+    teval,
     tool_call,
 )
 
@@ -26,11 +28,18 @@ VERIFIERS = {
     "math": math_answer.is_equal,
     "constraints": constraints.are_met,
     "tool_call": tool_call.is_accepted,
+    "teval": teval.is_right,
 }
 """Name -> function of reply, answer and metadata; beside `reasoning_gym/<task>`."""
-EXPLAINING = {"program": program.first_failure}
+EXPLAINING = {
+    "program": program.first_failure,
+    "ifeval": ifeval.first_failure,
+    "ifeval_loose": ifeval.first_loose_failure,
+}
 """Name -> function that returns why a reply is wrong, or nothing."""
-WHOLE_REPLY = frozenset({"number", "choice", "math", "program"})
+WHOLE_REPLY = frozenset(
+    {"number", "choice", "math", "program", "ifeval", "ifeval_loose", "teval"}
+)
 """Verifiers that find the answer in a reply by themselves."""
 ISOLATED = frozenset({"math", "program"})
 """Verifiers that may take long or for ever; a `Sandbox` limits them."""

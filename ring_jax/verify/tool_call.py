@@ -3,7 +3,8 @@
 
 Source: the rules of the Berkeley Function-Calling Leaderboard (AST accuracy of simple
 functions): every argument is one of its accepted values, strings up to case, blanks and
-punctuation; an argument that accepts the empty string may be left out.
+punctuation; an argument that accepts the empty string may be left out. Several calls
+may come in any order.
 """
 
 import json
@@ -21,9 +22,12 @@ def is_accepted(reply: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     texts = _CALL.findall(reply)
     if _CALL.sub("", reply).strip() or len(texts) != len(accepted):
         return False
-    return all(
-        _is_call(text, options) for text, options in zip(texts, accepted, strict=True)
-    )
+    for options in accepted:
+        place = next((n for n, text in enumerate(texts) if _is_call(text, options)), -1)
+        if place < 0:
+            return False
+        del texts[place]
+    return True
 
 
 def _is_call(text: str, accepted: Mapping[str, Mapping[str, Sequence[Any]]]) -> bool:

@@ -21,7 +21,12 @@ from ring_jax.jail import JailLostError
 from ring_jax.verify import program
 from ring_jax.verify.grade import grade
 
-PACKAGES = {"reasoning_gym": "reasoning_gym", "math": "math_verify"}
+PACKAGES = {
+    "reasoning_gym": "reasoning_gym",
+    "math": "math_verify",
+    "ifeval": "langdetect",
+    "ifeval_loose": "langdetect",
+}
 """Family of verifiers -> the package that it needs, which takes seconds to import."""
 
 _CLONE_NEWUSER = 0x10000000

@@ -168,3 +168,34 @@ def test_an_unknown_verifier_is_refused(verifier):
 def test_most_frequent_answer_score_is_the_share_of_the_mode():
     assert most_frequent_answer_score(["Yes", "yes.", "no", "7"]) == 0.5
     assert most_frequent_answer_score([]) == 0.0
+
+
+AREA_AND_SUM = [
+    {"area": {"base": [10]}},
+    {"sum": {"of": [[1, 2]]}},
+    {"area": {"base": [10, 11]}},
+]
+
+
+@pytest.mark.parametrize(
+    ("order", "is_right"),
+    [
+        (("area 10", "sum", "area 11"), True),
+        (("sum", "area 10", "area 11"), True),
+        (("area 11", "area 10", "sum"), True),
+        (("area 11", "area 11", "sum"), False),
+        (("area 10", "sum"), False),
+        (("area 10", "sum", "sum"), False),
+        (("area 10", "sum", "area 11", "area 10"), False),
+    ],
+)
+def test_several_calls_may_come_in_any_order_each_for_one_that_is_accepted(
+    order, is_right
+):
+    calls = {
+        "area 10": CALL % '{"base": 10}',
+        "area 11": CALL % '{"base": 11}',
+        "sum": (CALL % '{"of": [1, 2]}').replace("area", "sum"),
+    }
+    reply = "\n".join(calls[name] for name in order)
+    assert is_correct("tool_call", reply, accepted=AREA_AND_SUM) == is_right
