@@ -19,14 +19,14 @@ SUITES = {
     "bfcl": ("general", "tool use", 90, 1, 0.0, (0.68, 0.4, 0.64, 0.6)),
     "mmlu": ("general", "knowledge", 300, 1, 0.25, (0.72, 0.63, 0.64, 0.8)),
 }
-LABELS = ("base", "reasoning", "generalisation", "reference")
+LABELS = ("base", "reasoning", "generalisation", "a-larger-model")
 LEVELS = ("easy", "medium", "hard")
 
 
 def write_evaluations(run: Path) -> dict[str, Path]:
     """Writes three evaluations into a run folder and a reference beside it."""
     folders = {label: run / "evaluation" / label for label in LABELS[:-1]}
-    folders["reference"] = run.parent / "reference"
+    folders[LABELS[-1]] = run.parent / "reference"
     for index, (label, folder) in enumerate(folders.items()):
         suites = {}
         for name, planted in SUITES.items():

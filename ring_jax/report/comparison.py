@@ -332,10 +332,7 @@ def _retained(rows: Sequence[SuiteRow], columns: Sequence[Column]) -> Retained:
     if not finished:
         return _not_retained(stages, "no general suite is done in all stages")
     chosen = [stages[0], stages[1], stages[-1]]
-    base, first, last = (
-        float(np.mean([column.evaluation.suites[row.name].score for row in finished]))
-        for column in chosen
-    )
+    base, first, last = (float(np.mean(_scores(finished, column))) for column in chosen)
     names = [column.name for column in chosen]
     if base <= first:
         return _not_retained(stages, f"{names[1]} cost nothing on average")
@@ -351,6 +348,11 @@ def _retained(rows: Sequence[SuiteRow], columns: Sequence[Column]) -> Retained:
         return Retained(None, None, None, names, reason)
     low, high = significance.interval(((now - after) / (before - after))[lost])
     return Retained(value, low, high, names, "")
+
+
+def _scores(rows: Sequence[SuiteRow], column: Column) -> list[float]:
+    suites = [column.evaluation.suites[row.name] for row in rows]
+    return [suite.score for suite in suites if suite.score is not None]
 
 
 def _not_retained(stages: Sequence[Column], reason: str) -> Retained:

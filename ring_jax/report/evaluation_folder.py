@@ -75,6 +75,8 @@ class SuiteRecords:
     tag_errors: Mapping[str, int]
     """Kind of a paired-tag error -> outputs that have it."""
     num_outputs: int
+    num_cut_off: int
+    """Outputs that reached the limit of tokens."""
     num_unreadable: int
     """Lines that are no graded record; they count nowhere."""
 
@@ -231,7 +233,8 @@ def _levels(where: str, levels: Any) -> Iterator[tuple[str, tuple[float, int]]]:
 
 
 def _one_of(where: str, suite: Record, key: str, allowed: Sequence[str]) -> str:
-    if (value := suite.get(key)) not in allowed:
+    value = suite.get(key)
+    if not isinstance(value, str) or value not in allowed:
         raise ConfigError(f"{where}: {key}={value!r} is none of {', '.join(allowed)}.")
     return value
 
@@ -274,12 +277,13 @@ def _suite_records(path: Path) -> SuiteRecords:
     grades: dict[str, ItemGrade] = {}
     think_tokens: list[int] = []
     tag_errors: dict[str, int] = {}
-    num_outputs = num_unreadable = 0
+    num_outputs = num_cut_off = num_unreadable = 0
     for record in _lines(path):
         if record is None:
             num_unreadable += 1
             continue
         num_outputs += 1
+        num_cut_off += record.get("stop_reason") == "length"
         grade = grades.setdefault(str(record["id"]), ItemGrade())
         grade.num_right += record["is_correct"]
         grade.num_samples += 1
@@ -288,7 +292,14 @@ def _suite_records(path: Path) -> SuiteRecords:
         if record.get("is_well_formed") is False:
             kind = tag_error(str(record.get("output") or ""))
             tag_errors[kind] = tag_errors.get(kind, 0) + 1
-    return SuiteRecords(grades, think_tokens, tag_errors, num_outputs, num_unreadable)
+    return SuiteRecords(
+        grades=grades,
+        think_tokens=think_tokens,
+        tag_errors=tag_errors,
+        num_outputs=num_outputs,
+        num_cut_off=num_cut_off,
+        num_unreadable=num_unreadable,
+    )
 
 
 def tag_error(output: str) -> str:

@@ -44,10 +44,11 @@ class ThinkSpread:
 
 @dataclasses.dataclass(frozen=True)
 class TagErrors:
-    """Outputs of one model whose <think> tags do not pair."""
+    """Outputs of one model that were cut off, and whose <think> tags do not pair."""
 
     column: Column
     num_outputs: int
+    num_cut_off: int
     kinds: Mapping[str, int]
 
     @property
@@ -136,7 +137,8 @@ def _tag_errors(comparison: Comparison) -> Iterator[TagErrors]:
                 kinds[kind] = kinds.get(kind, 0) + count
         num_outputs = sum(suite.num_outputs for suite in records)
         if num_outputs:
-            yield TagErrors(column, num_outputs, _by_count(kinds))
+            num_cut_off = sum(suite.num_cut_off for suite in records)
+            yield TagErrors(column, num_outputs, num_cut_off, _by_count(kinds))
 
 
 def _by_count(kinds: Mapping[str, int]) -> dict[str, int]:

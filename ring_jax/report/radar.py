@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-WIDTH, HEIGHT = 460, 320
+WIDTH, HEIGHT = 430, 310
 _CENTRE = (WIDTH / 2, HEIGHT / 2)
-_RADIUS = 118
+_RADIUS = 125
 
 MIN_AXES = 3
 """Fewer directions span no area."""

@@ -19,8 +19,9 @@ METHOD = (
     "item (with one sample per item it is McNemar's exact test, 1947; with more, "
     "Fisher's randomisation test, 1935), p < 0.05 after Holm's correction (1979) over "
     "the suites of a column. Intervals of differences, averages and of the retained "
-    "fraction: 95 %, paired bootstrap over items, 2,000 resamples, percentiles (Efron "
-    "and Tibshirani, 1993, chapter 13); suites are fixed."
+    "fraction: 95 % each, without correction, paired bootstrap over items, 2,000 "
+    "resamples, percentiles (Efron and Tibshirani, 1993, chapter 13); suites are "
+    "fixed."
 )
 
 Grades = Mapping[str, ItemGrade]

@@ -2,6 +2,7 @@
 """The page and the card of a comparison: honest, escaped, whole, from nowhere else."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -86,10 +87,12 @@ def test_foreign_text_is_escaped(tmp_path):
     folders = []
     for label, is_right in (("base", True), (f"late {ATTACK}", False)):
         folder = tmp_path / label[:4]
-        foreign = {"capability": ATTACK, "metric": ATTACK, "reason": ATTACK}
-        foreign |= {"by_difficulty": {ATTACK: {"score": 0.5, "num_items": 4}}}
+        foreign: dict[str, Any] = dict.fromkeys(
+            ("capability", "metric", "reason"), ATTACK
+        )
+        foreign["by_difficulty"] = {ATTACK: {"score": 0.5, "num_items": 4}}
         suites = {
-            "quiz": suite(0.5, group="reasoning", **foreign),
+            "quiz": suite(0.5, **foreign) | {"group": "reasoning"},
             "lost": suite(None, status="refused", **foreign),
         }
         write_scores(folder, suites, label=label)
@@ -157,10 +160,10 @@ def test_a_radar_breaks_where_a_model_has_no_score():
     whole, broken = drawn.outlines
     x, y = drawn.centre
     assert [dot[:2] for dot in whole.dots] == [
-        (x, y - 118),
-        (x + 59, y),
+        (x, y - 125),
+        (x + 62.5, y),
         (x, y),
-        (x - 59, y),
+        (x - 62.5, y),
     ]
     assert whole.is_closed and not broken.is_closed
     assert len(broken.dots) == 3 and broken.path.count("M") == 2
