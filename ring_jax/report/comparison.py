@@ -2,8 +2,7 @@
 """Compares evaluations: suites, averages of the groups, what was retained, levels."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,56 +11,12 @@ from ring_jax.config import ConfigError
 from ring_jax.report import significance
 from ring_jax.report.evaluation_folder import (
     GROUPS,
-    Evaluation,
     Suite,
     find_evaluations,
     read_evaluation,
 )
 from ring_jax.report.panels import LEVELS, Average
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """One model of the comparison."""
-
-    name: str
-    evaluation: Evaluation
-    slot: int
-    """Colour of the page; the base is grey."""
-    is_reference: bool
-    """A reference model stands beside the stages and decides nothing."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """A score minus the base's, over the items that both have."""
-
-    value: float
-    low: float
-    high: float
-    p_value: float
-    """After Holm's correction over the suites of a column."""
-    num_items: int
-
-    @property
-    def mark(self) -> str:
-        """▲ or ▼ where chance alone seldom does that much, else nothing."""
-        if self.p_value >= significance.LEVEL:
-            return ""
-        return "▲" if self.value > 0 else "▼"
-
-
-@dataclasses.dataclass(frozen=True)
-class SuiteRow:
-    """One suite in all columns; None where a column does not have it."""
-
-    name: str
-    group: str
-    capability: str
-    chance: float | None
-    suites: Sequence[Suite | None]
-    differences: Sequence[Difference | None]
-    notes: Sequence[str]
+from ring_jax.report.suite_rows import Column, SuiteRow, paired, suite_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +91,7 @@ def compare(folders: Sequence[Path], references: Sequence[Path] = ()) -> Compari
       ConfigError: a folder holds no evaluation, or two have the same name.
     """
     columns = _columns(find_evaluations(folders), find_evaluations(references))
-    rows = _suite_rows(columns)
+    rows = suite_rows(columns)
     capabilities = dict.fromkeys((row.group, row.capability) for row in rows)
     return Comparison(
         columns=columns,
@@ -169,104 +124,6 @@ def _columns(stages: Sequence[Path], references: Sequence[Path]) -> list[Column]
         Column(name, evaluation, 1 + (i - 1) % 6 if i else 0, i >= len(stages))
         for i, (name, evaluation) in enumerate(zip(names, evaluations, strict=True))
     ]
-
-
-def _suite_rows(columns: Sequence[Column]) -> list[SuiteRow]:
-    names = dict.fromkeys(name for c in columns for name in c.evaluation.suites)
-    differences = [_differences(columns[0], column, names) for column in columns]
-    rows = [
-        _suite_row(name, columns, [column.get(name) for column in differences])
-        for name in names
-    ]
-    order = dict.fromkeys((row.group, row.capability) for row in rows)
-    ranks = {key: rank for rank, key in enumerate(order)}
-    # Groups in their order, then capabilities and suites as the first folder has them.
-    return sorted(
-        rows, key=lambda r: (GROUPS.index(r.group), ranks[r.group, r.capability])
-    )
-
-
-def _suite_row(
-    name: str, columns: Sequence[Column], differences: Sequence[Difference | None]
-) -> SuiteRow:
-    suites = [column.evaluation.suites.get(name) for column in columns]
-    first = next(suite for suite in suites if suite)
-    chances = [suite.chance for suite in suites if suite and suite.chance is not None]
-    return SuiteRow(
-        name=name,
-        group=first.group,
-        capability=first.capability,
-        chance=chances[0] if chances else None,
-        suites=suites,
-        differences=differences,
-        notes=list(_suite_notes(name, columns)),
-    )
-
-
-def _suite_notes(name: str, columns: Sequence[Column]) -> Iterator[str]:
-    for column in columns:
-        suite = column.evaluation.suites.get(name)
-        if suite is None:
-            yield f"{column.name}: not evaluated"
-            continue
-        if suite.status != "done":
-            yield f"{column.name}: {suite.status}, {suite.reason or 'no reason given'}"
-        records = column.evaluation.records.get(name)
-        if suite.score is None:
-            continue
-        if records is None:
-            yield f"{column.name}: its outputs are not in the folder, so no test"
-            continue
-        if records.num_unreadable:
-            yield f"{column.name}: {records.num_unreadable} unreadable records"
-        right = [g.num_right / g.num_samples for g in records.grades.values()]
-        if right and abs(np.mean(right) - suite.score) > 1e-3:
-            yield (
-                f"{column.name}: scores.json has {100 * suite.score:.1f} %, the mean "
-                f"over its outputs is {100 * np.mean(right):.1f} % ({suite.metric})"
-            )
-    metrics = {
-        suite.metric: None
-        for column in columns
-        if (suite := column.evaluation.suites.get(name)) and suite.score is not None
-    }
-    if len(metrics) > 1:
-        yield f"columns differ in their metric: {', '.join(metrics)}"
-
-
-def _differences(
-    base: Column, column: Column, names: Mapping[str, None]
-) -> dict[str, Difference]:
-    if column is base:
-        return {}
-    pairs = {name: _paired(name, [base, column]) for name in names}
-    pairs = {name: shares for name, shares in pairs.items() if shares}
-    p_values = significance.holm(
-        [
-            significance.exact_p_value([after - before for before, after in shares])
-            for shares in pairs.values()
-        ]
-    )
-    return {
-        name: _difference(shares, p_value)
-        for (name, shares), p_value in zip(pairs.items(), p_values, strict=True)
-    }
-
-
-def _paired(name: str, columns: Sequence[Column]) -> list[list[Fraction]]:
-    records = [column.evaluation.records.get(name) for column in columns]
-    suites = [column.evaluation.suites.get(name) for column in columns]
-    if any(suite is None or suite.score is None for suite in suites):
-        return []
-    found = [record.grades for record in records if record]
-    return significance.paired_shares(found) if len(found) == len(records) else []
-
-
-def _difference(shares: list[list[Fraction]], p_value: float) -> Difference:
-    means = significance.resampled_averages([shares])
-    low, high = significance.interval(means[:, 1] - means[:, 0])
-    total = sum((after - before for before, after in shares), Fraction())
-    return Difference(float(total / len(shares)), low, high, p_value, len(shares))
 
 
 def _is_done(suite: Suite | None) -> bool:
@@ -320,7 +177,7 @@ def _change(
 
 
 def _resampled(names: Sequence[str], columns: Sequence[Column]) -> np.ndarray | None:
-    shares = [_paired(name, columns) for name in names]
+    shares = [paired(name, columns) for name in names]
     return significance.resampled_averages(shares) if shares and all(shares) else None
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ class ItemGrade:
     def is_right(self) -> bool:
         """Whether more than half of the samples are right."""
         return 2 * self.num_right > self.num_samples
+
+    def score(self, metric: str) -> Fraction:
+        """Returns whether any sample is right for `pass@k`, else the right share."""
+        if metric.startswith("pass"):
+            return Fraction(self.num_right > 0)
+        return Fraction(self.num_right, self.num_samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +156,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise ConfigError(f"{path}: suites={suites!r} names no suite; evaluate again.")
     read = {name: _suite(path, name, suite) for name, suite in suites.items()}
     records = {
-        name: _suite_records(_records_path(folder, name))
+        name: _suite_records(folder, name)
         for name in read
         if _records_path(folder, name).is_file()
     }
@@ -164,10 +171,29 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def read_records(folder: Path, suite: str) -> Iterator[Record]:
-    """Yields the graded outputs of a suite, in the order of the file."""
-    for record in _lines(_records_path(folder, suite)):
-        if record is not None:
+    """Yields the graded outputs of a suite, in the order of the file.
+
+    Of several records of an item and sample the last one counts: an evaluation that
+    goes on appends to what an earlier start has written.
+    """
+    path = _records_path(folder, suite)
+    counted = set(_last_lines(path).values())
+    for number, record in enumerate(_lines(path)):
+        if record is not None and number in counted and _has_verdict(record):
             yield record
+
+
+def _last_lines(path: Path) -> dict[tuple[str, Any], int]:
+    return {
+        (str(record["id"]), record.get("sample")): number
+        for number, record in enumerate(_lines(path))
+        if record is not None
+    }
+
+
+def _has_verdict(record: Record) -> bool:
+    # Without an outcome `is_correct` is the verdict; others wait for a second start.
+    return record.get("outcome", "right") in ("right", "wrong")
 
 
 def _records_path(folder: Path, suite: str) -> Path:
@@ -193,10 +219,11 @@ def _suite(path: Path, name: str, suite: Any) -> Suite:
     status = _one_of(where, suite, "status", STATUSES)
     score = _share(where, suite, "score")
     num_items = int(_number(where, suite, "num_items") or 0)
-    if status != "refused" and (score is None or not num_items):
+    is_without_items = score is not None and not num_items
+    if status != "refused" and (is_without_items or (status, score) == ("done", None)):
         raise ConfigError(
             f"{where}: status={status} with score={score} of num_items={num_items}; "
-            "a score needs its items, a suite without them has status=refused."
+            "a score needs its items, and a suite that is done a score."
         )
     return Suite(
         name=name,
@@ -270,18 +297,17 @@ def _graded(line: str) -> Record | None:
         return None
     if not isinstance(record, dict) or "id" not in record:
         return None
-    return record if isinstance(record.get("is_correct"), bool) else None
+    is_graded = isinstance(record.get("is_correct"), bool)
+    is_sample = isinstance(record.get("sample", 0), int)
+    return record if is_graded and is_sample else None
 
 
-def _suite_records(path: Path) -> SuiteRecords:
+def _suite_records(folder: Path, suite: str) -> SuiteRecords:
     grades: dict[str, ItemGrade] = {}
     think_tokens: list[int] = []
     tag_errors: dict[str, int] = {}
-    num_outputs = num_cut_off = num_unreadable = 0
-    for record in _lines(path):
-        if record is None:
-            num_unreadable += 1
-            continue
+    num_outputs = num_cut_off = 0
+    for record in read_records(folder, suite):
         num_outputs += 1
         num_cut_off += record.get("stop_reason") == "length"
         grade = grades.setdefault(str(record["id"]), ItemGrade())
@@ -292,13 +318,14 @@ def _suite_records(path: Path) -> SuiteRecords:
         if record.get("is_well_formed") is False:
             kind = tag_error(str(record.get("output") or ""))
             tag_errors[kind] = tag_errors.get(kind, 0) + 1
+    lines = _lines(_records_path(folder, suite))
     return SuiteRecords(
         grades=grades,
         think_tokens=think_tokens,
         tag_errors=tag_errors,
         num_outputs=num_outputs,
         num_cut_off=num_cut_off,
-        num_unreadable=num_unreadable,
+        num_unreadable=sum(record is None for record in lines),
     )
 
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from ring_jax.config import ConfigError
 from ring_jax.report import significance
-from ring_jax.report.comparison import Column, Comparison, Group
+from ring_jax.report.comparison import Comparison, Group
 from ring_jax.report.evaluation_folder import GROUPS
 from ring_jax.report.item_changes import item_changes
 from ring_jax.report.page_file import with_commas, write_page
 from ring_jax.report.radar import Radar, Scores, radar
 from ring_jax.report.samples import CHANGES
+from ring_jax.report.suite_rows import Column
 
 MEASURES = {
     "score": "score",

@@ -7,10 +7,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ring_jax.report.comparison import Column, Comparison
+from ring_jax.report.comparison import Comparison
 from ring_jax.report.evaluation_folder import ItemGrade, read_records
 from ring_jax.report.run_folder import Record
 from ring_jax.report.samples import split_thinking
+from ring_jax.report.suite_rows import Column
 
 MAX_ITEMS = {"lost": 300, "gained": 60, "missed": 30, "kept": 15}
 """Items that the page holds of each change; all are counted."""

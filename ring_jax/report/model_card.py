@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ring_jax.config import ConfigError
 from ring_jax.report import significance
-from ring_jax.report.comparison import Comparison, Difference, Group, Retained, SuiteRow
+from ring_jax.report.comparison import Comparison, Group, Retained
 from ring_jax.report.evaluation_folder import Suite
 from ring_jax.report.evaluation_page import percent
+from ring_jax.report.suite_rows import Difference, SuiteRow
 
 
 def write_model_card(comparison: Comparison, out: Path) -> Path:

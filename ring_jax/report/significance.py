@@ -6,8 +6,6 @@ from fractions import Fraction
 
 import numpy as np
 
-from ring_jax.report.evaluation_folder import ItemGrade
-
 LEVEL = 0.05
 """Marks stand where a difference at least as large has this probability, if none is."""
 
@@ -24,16 +22,11 @@ METHOD = (
     "fixed."
 )
 
-Grades = Mapping[str, ItemGrade]
 
-
-def paired_shares(columns: Sequence[Grades]) -> list[list[Fraction]]:
-    """Returns the share of right samples, [item][column], of items that all have."""
-    common = [key for key in columns[0] if all(key in grades for grades in columns)]
-    return [
-        [Fraction(grades[key].num_right, grades[key].num_samples) for grades in columns]
-        for key in common
-    ]
+def paired_scores(columns: Sequence[Mapping[str, Fraction]]) -> list[list[Fraction]]:
+    """Returns scores as [item][column], of the items that all columns have."""
+    common = [key for key in columns[0] if all(key in scores for scores in columns)]
+    return [[scores[key] for scores in columns] for key in common]
 
 
 def exact_p_value(differences: Sequence[Fraction]) -> float:
@@ -83,7 +76,7 @@ def resampled_averages(suites: Sequence[Sequence[Sequence[Fraction]]]) -> np.nda
     """Draws items again, the same for all columns, and averages over the suites.
 
     Args:
-      suites: of each suite, shares as `paired_shares` returns them.
+      suites: of each suite, as `paired_scores` returns them.
 
     Returns:
       f64[resample, column], the mean over suites of the mean over drawn items; the same

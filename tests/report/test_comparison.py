@@ -156,8 +156,42 @@ def test_a_score_that_its_outputs_do_not_have_is_noted(tmp_path):
     scores = json.loads((base / "scores.json").read_text())
     scores["suites"]["quiz"]["score"] = 0.9
     (base / "scores.json").write_text(json.dumps(scores))
-    (note,) = compare([base]).rows[0].notes
+    (row,) = compare([base, write_graded(tmp_path, "late", "1111000000")]).rows
+    (note,) = row.notes
     assert "90.0 %" in note and "20.0 %" in note
+    assert row.differences == [None, None], "what is tested is what is shown"
+
+
+def test_the_last_record_of_a_sample_counts_and_one_without_verdict_does_not(tmp_path):
+    folder = write_scores(tmp_path / "x", {"q": suite(0.5, num_items=2)}, label="x")
+    waiting = record("c", False, outcome="waiting")
+    later = [record("a", True), record("b", False), record("b", True, sample=1)]
+    write_records(folder, "q", [record("a", False), waiting, *later])
+    found = compare([folder]).columns[0].evaluation.records["q"]
+    grades = {key: (g.num_right, g.num_samples) for key, g in found.grades.items()}
+    assert grades == {"a": (1, 1), "b": (1, 2)}
+    assert (found.num_outputs, found.num_unreadable) == (3, 0)
+
+
+def test_an_item_of_pass_at_k_is_right_once_any_sample_is(tmp_path):
+    folders = []
+    for label, marks in (("base", (False, False)), ("late", (False, True))):
+        values = {"metric": "pass@2", "num_samples": 2, "num_items": 1}
+        suites = {"q": suite(float(any(marks)), **values)}
+        folder = write_scores(tmp_path / label, suites, label=label)
+        records = [record("a", mark, sample=i) for i, mark in enumerate(marks)]
+        write_records(folder, "q", records)
+        folders.append(folder)
+    (row,) = compare(folders).rows
+    assert row.differences[1] and row.differences[1].value == 1.0
+
+
+def test_a_suite_that_was_interrupted_before_its_first_reply_has_no_score(tmp_path):
+    values = {"num_items": 0, "status": "partial", "reason": "interrupted"}
+    folder = write_scores(tmp_path / "x", {"q": suite(None) | values}, label="x")
+    (row,) = compare([folder]).rows
+    assert row.suites[0] and row.suites[0].score is None
+    assert row.notes == ["x: partial, interrupted"]
 
 
 def test_items_are_lost_gained_missed_and_kept(tmp_path):
@@ -243,7 +277,7 @@ def test_stages_of_two_runs_with_the_same_name_are_told_apart(tmp_path):
         ({"score": float("nan")}, ["quiz", "score=nan"]),
         ({"score": True}, ["quiz", "score=True"]),
         ({"num_items": 0}, ["quiz", "num_items=0"]),
-        ({"score": None}, ["quiz", "score=None", "refused"]),
+        ({"score": None}, ["quiz", "status=done", "score=None"]),
         ({"group": "other"}, ["quiz", "group='other'", "reasoning, general"]),
         ({"status": "soon"}, ["quiz", "status='soon'"]),
         ({"mean_tokens": "many"}, ["quiz", "mean_tokens='many'"]),

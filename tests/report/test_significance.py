@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ring_jax.report import significance
-from ring_jax.report.evaluation_folder import ItemGrade
 
 
 def halves(*numerators):
@@ -67,12 +66,9 @@ def test_holms_correction_is_that_of_his_steps():
 
 
 def test_items_are_paired_by_name_and_those_of_one_side_left_out():
-    before = {"a": ItemGrade(1, 2), "b": ItemGrade(0, 1), "c": ItemGrade(1, 1)}
-    after = {"c": ItemGrade(0, 1), "a": ItemGrade(2, 2), "d": ItemGrade(1, 1)}
-    assert significance.paired_shares([before, after]) == [
-        halves(1, 2),
-        [Fraction(1), Fraction(0)],
-    ]
+    before = dict(zip("abc", halves(1, 0, 2), strict=True))
+    after = dict(zip("cad", halves(0, 2, 2), strict=True))
+    assert significance.paired_scores([before, after]) == [halves(1, 2), halves(2, 0)]
 
 
 def test_the_bootstraps_spread_is_the_standard_error():
