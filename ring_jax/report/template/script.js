@@ -66,7 +66,7 @@ for (const figure of document.querySelectorAll("figure.heat")) {
 
 const gallery = document.querySelector("#samples .samples");
 if (gallery) {
-  const PAGE = 8;
+  const PAGE = Number(gallery.dataset.page ?? 8);
   const section = document.querySelector("#samples");
   const items = [...gallery.children];
   const task = section.querySelector("select"), search = section.querySelector('[type="search"]');
