@@ -16,12 +16,13 @@ import json
 import os
 import queue
 import random
+import re
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -33,15 +34,19 @@ MAX_WAIT_SECONDS = 120.0
 """Between two tries, and at most what a server's Retry-After may ask for."""
 GRACE_SECONDS = 10.0
 """For answers that are under way when the work is interrupted: they are paid for."""
+TOO_LONG = "prompt_too_long"
+"""`finish_reason` of an answer that the server's context has no room for."""
+_CONTEXT = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)
+"""In the refusals of vLLM, SGLang, llama.cpp and OpenAI."""
 _REFUSALS = {400, 401, 403, 404, 405, 413, 422}
 """Statuses that the same request would meet again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Job:
-    place: int
     key: str
     prompt: str
+    turns: Sequence[Mapping[str, Any]]
     number: int
 
 
@@ -51,6 +56,10 @@ class _NoAnswerError(Exception):
     def __init__(self, reason: str, wait_seconds: float = 0.0):
         super().__init__(reason)
         self.wait_seconds = wait_seconds
+
+
+class _TooLongError(Exception):
+    """A prompt for which the server's context has no room."""
 
 
 class ChatServer:
@@ -80,9 +89,39 @@ class ChatServer:
           ConfigError: the server refuses the request.
           OSError: it failed `max_tries` times; all answers so far are in the journal.
         """
+        asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        answers = self.answers(asked, sampling)
+        for answer in answers:
+            if answer["finish_reason"] == TOO_LONG:
+                raise ConfigError(
+                    f"teacher {self._config.url} refuses a prompt with "
+                    f"{answer['detail']}; lower max_tokens, or give it more context."
+                )
+        return [answer["answer"] for answer in answers]
+
+    def answers(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        sampling: TeacherSamplingConfig,
+    ) -> list[dict[str, Any]]:
+        """Asks for what the journal lacks, and returns what it then holds.
+
+        Args:
+          conversations: lists of turns as the protocol writes them.
+          sampling: of all of them.
+
+        Returns:
+          `answer`, `finish_reason` and what else is known of each, in order. What the
+          server's context has no room for has the finish reason `TOO_LONG` and a
+          `detail`; it is asked again in another run.
+
+        Raises:
+          ConfigError, OSError: as above.
+        """
         seen: collections.Counter[str] = collections.Counter()
         jobs = []
-        for place, prompt in enumerate(prompts):
+        for turns in conversations:
+            prompt = _name(turns)
             number, seen[prompt] = seen[prompt], seen[prompt] + 1
             key = answer_key(
                 model=self._config.model,
@@ -90,14 +129,23 @@ class ChatServer:
                 prompt=prompt,
                 number=number,
             )
-            jobs.append(_Job(place, key, prompt, number))
+            jobs.append(_Job(key, prompt, turns, number))
         missing = [job for job in jobs if job.key not in self._journal]
+        too_long: dict[str, str] = {}
 
         def ask(job: _Job, stop: threading.Event) -> None:
-            self._ask(job, sampling, stop)
+            try:
+                self._ask(job, sampling, stop)
+            except _TooLongError as error:
+                too_long[job.key] = str(error)
 
         _run_all(missing, ask, num_threads=self._config.num_parallel)
-        return [self._journal.read(job.key) for job in jobs]
+        return [
+            {"answer": "", "finish_reason": TOO_LONG, "detail": too_long[job.key]}
+            if job.key in too_long
+            else self._journal.entry(job.key)
+            for job in jobs
+        ]
 
     def _ask(
         self, job: _Job, sampling: TeacherSamplingConfig, stop: threading.Event
@@ -111,7 +159,7 @@ class ChatServer:
         }
         body = {
             "model": config.model,
-            "messages": [{"role": "user", "content": job.prompt}],
+            "messages": list(job.turns),
             **asked,
         }
         wait = config.first_wait_seconds
@@ -159,6 +207,13 @@ class ChatServer:
         return _read_answer(text)
 
 
+def _name(turns: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what a conversation's answers are kept under: one question, its text."""
+    if len(turns) == 1 and turns[0].keys() == {"role", "content"}:
+        return turns[0]["content"]
+    return json.dumps(turns, ensure_ascii=False)
+
+
 def _read_key(variable: str) -> str:
     if variable and not os.environ.get(variable):
         raise ConfigError(
@@ -169,9 +224,11 @@ def _read_key(variable: str) -> str:
 
 def _failure(
     error: urllib.error.HTTPError, config: TeacherConfig
-) -> ConfigError | _NoAnswerError:
+) -> ConfigError | _NoAnswerError | _TooLongError:
     said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
     reason = f"status {error.code} ({said})"
+    if error.code in _REFUSALS and _CONTEXT.search(said):
+        return _TooLongError(reason)
     if error.code in _REFUSALS:
         return ConfigError(
             f"teacher {config.url} refuses model={config.model!r} with {reason}; mend "
