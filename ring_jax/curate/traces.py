@@ -126,7 +126,7 @@ def write_traces(
             f"--output={output} exists, and not from sampling; name another file."
         )
     with own_folder(folder, kind="journal of traces"):
-        agree_on_plan(folder, _plan(rows, config, num_samples) | plan)
+        agree_on_plan(folder, {**_plan(rows, config, num_samples), **plan})
         kept: list[str] = []
         rejected: list[Rejection] = []
         with Journal(folder / "journal.jsonl") as journal:

@@ -42,9 +42,15 @@ MAX_CHARACTERS = OUTPUT_CHARACTERS // 4
 class ChatFormat(Protocol):
     """Turns to prompts, and what a model said to a turn."""
 
-    tokenizer: Tokenizer
-    stop_ids: tuple[int, ...]
-    """Tokens that end a reply, beside the tokenizer's end token."""
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the model."""
+        ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a reply, beside the tokenizer's end token."""
+        ...
 
     def prompts(
         self, conversations: Sequence[Sequence[Message]]
