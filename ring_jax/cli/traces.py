@@ -79,7 +79,9 @@ def write_traces_of(args: argparse.Namespace) -> int:
     open_asker = _open_server if args.server else _open_run
     with contextlib.ExitStack() as stack:
         rest = argparse.Namespace(**vars(args) | {"overrides": theirs})
-        plan, open_ask = open_asker(rest, config, stack)
+        plan, open_ask = open_asker(
+            rest, config, stack, num_requests=len(rows) * num_samples
+        )
         judge = _open_judge(args, config, stack)
         found = write_traces(
             rows,
@@ -152,9 +154,13 @@ _Opened = tuple[dict[str, Any], Callable[[Journal], Ask]]
 
 
 def _open_server(
-    args: argparse.Namespace, config: TraceConfig, stack: contextlib.ExitStack
+    args: argparse.Namespace,
+    config: TraceConfig,
+    stack: contextlib.ExitStack,
+    *,
+    num_requests: int,
 ) -> _Opened:
-    del stack
+    del stack, num_requests
     if args.overrides:
         raise ConfigError(
             f"--{args.overrides[0][0]} is a setting of a run; those of a server begin "
@@ -188,7 +194,11 @@ def _sample_of(entry: dict[str, Any]) -> Sample:
 
 
 def _open_run(
-    args: argparse.Namespace, config: TraceConfig, stack: contextlib.ExitStack
+    args: argparse.Namespace,
+    config: TraceConfig,
+    stack: contextlib.ExitStack,
+    *,
+    num_requests: int,
 ) -> _Opened:
     workdir = require_workdir(args)
     run = load_asked_config(args, workdir)
@@ -200,7 +210,7 @@ def _open_run(
     run = dataclasses.replace(run, generate=settings)
     chat = open_run_chat(run, workdir)
     use_devices(run)
-    num_slots = run.evaluate.batch_size
+    num_slots = min(run.evaluate.batch_size, num_requests)
     opened = open_engine(run, workdir, chat, num_slots=num_slots)
     engine, step = stack.enter_context(opened)
     model = f"{workdir.resolve().name}@{step}"
