@@ -1006,6 +1006,45 @@ class TeacherSamplingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TraceConfig:
+    """Answers sampled for training: `ring generate --n=N`, `--config.traces.*`."""
+
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    """The server of `--server` and `--model`."""
+    sampling: TeacherSamplingConfig = dataclasses.field(
+        default_factory=TeacherSamplingConfig
+    )
+    """Of `max_tokens`, a model of our own has at most `evaluate.max_new_tokens`."""
+    asked_as: str = "{prompt}"
+    """What is asked; `{prompt}` stands for the last user turn, which the row keeps."""
+    choose: Literal["first", "shortest"] = "first"
+    """Of the right answers of a row; length is in characters, reasoning included."""
+    min_agreement: float = 0.5
+    """Without a gold answer, more than this share of the samples must agree."""
+    verifier: str = "math"
+    """Of rows that name none; it also says which answers are the same."""
+    verification: VerificationConfig = dataclasses.field(
+        default_factory=VerificationConfig
+    )
+    domain: str = "reasoning"
+    """Of rows that name none, as the licence."""
+    licence: str = "NOASSERTION"
+    """SPDX identifier."""
+    batch_rows: int = 64
+    """Rows whose samples are asked for together."""
+
+    def __post_init__(self):
+        if "{prompt}" not in self.asked_as:
+            raise ConfigError(f"asked_as={self.asked_as!r} must hold {{prompt}}.")
+        if not 0.5 <= self.min_agreement < 1.0:
+            raise ConfigError(
+                f"min_agreement={self.min_agreement} must be from 0.5 to below 1."
+            )
+        if self.batch_rows < 1:
+            raise ConfigError(f"batch_rows={self.batch_rows} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SynthesisConfig:
     """Problems that a teacher makes of problems, kept where its solutions agree.
 
@@ -1085,9 +1124,11 @@ class SuiteConfig:
     """A suite of `ring evaluate`: its items, how they are asked, what is counted."""
 
     kind: str = "rows"
-    """`rows` of a file, `reasoning_gym`, or a set that a package ships."""
+    """`rows` of a file, `reasoning_gym`, a set that a package ships, or a published set
+    of which you have the files."""
     path: str | None = None
-    """Of `rows`: a JSONL file of the row schema, each row with a verifier."""
+    """Of `rows`: a JSONL file of the row schema, each row with a verifier. Of a
+    published set: its file, or the folder of its files."""
     task: str = ""
     """Of `reasoning_gym`."""
     group: Literal["reasoning", "general"] = "general"

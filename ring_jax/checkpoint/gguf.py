@@ -14,7 +14,7 @@ import numpy as np
 
 from ring_jax.checkpoint import weights
 from ring_jax.checkpoint.gguf_file import GgufFile, open_gguf
-from ring_jax.checkpoint.gguf_tokenizer import tokenizer_json
+from ring_jax.checkpoint.gguf_tokenizer import special_tokens, tokenizer_json
 from ring_jax.checkpoint.weights import Weight
 from ring_jax.config import ConfigError, ModelConfig
 
@@ -52,6 +52,8 @@ class GgufModel:
     """Content of a `tokenizer.json`."""
     chat_template: str | None
     """Jinja text."""
+    special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """`bos_token` and `eos_token`, which a chat template may write."""
 
 
 def import_gguf(path: str | Path) -> GgufModel:
@@ -73,6 +75,7 @@ def import_gguf(path: str | Path) -> GgufModel:
             params=_params(file, config),
             tokenizer=tokenizer,
             chat_template=template if isinstance(template, str) else None,
+            special_tokens=special_tokens(file.metadata),
         )
 
 

@@ -84,6 +84,17 @@ def tokenizer_json(metadata: Mapping[str, Any], *, vocab_size: int) -> str:
     return json.dumps(tree, ensure_ascii=False, indent=2) + "\n"
 
 
+def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the texts of `bos_token` and `eos_token`, where the file has them."""
+    tokens = _texts(metadata, "tokens")
+    found = {}
+    for kind in ("bos", "eos"):
+        token_id = metadata.get(f"tokenizer.ggml.{kind}_token_id")
+        if isinstance(token_id, int) and 0 <= token_id < len(tokens):
+            found[f"{kind}_token"] = tokens[token_id]
+    return found
+
+
 def _texts(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
     texts = metadata.get(f"tokenizer.ggml.{key}")
     is_list = isinstance(texts, list) and all(isinstance(text, str) for text in texts)

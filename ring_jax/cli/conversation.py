@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from ring_jax.cli.questions import Question, ask, to_requests
 from ring_jax.config import ConfigError, RunConfig
-from ring_jax.data.chat import END_TOKEN, parse_reply
+from ring_jax.data.chat_format import ChatFormat
 from ring_jax.data.schema import Message
-from ring_jax.data.tokenizer import Tokenizer
 from ring_jax.generate import Completion, Engine, Told
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
@@ -18,7 +17,7 @@ Say something; an empty line starts a new conversation, the end of input (Ctrl-D
 
 
 def converse(
-    engine: Engine, config: RunConfig, tokenizer: Tokenizer
+    engine: Engine, config: RunConfig, chat: ChatFormat
 ) -> list[tuple[Question, Completion]]:
     """Answers lines of standard input until it ends; returns what was said.
 
@@ -37,14 +36,14 @@ def converse(
         # The number tells the draws of two turns apart.
         seed = None if number == 0 else config.seed + number
         question = ask(config.generate, messages=asked, seed=seed)
-        requests = to_requests([question], config, tokenizer)
+        requests = to_requests([question], config, chat)
         try:
-            completion = _say(engine.stream(requests), is_terminal)
+            completion = _say(engine.stream(requests), chat, is_terminal)
         except ConfigError as error:
             print(f"{error} An empty line starts a new conversation.", file=sys.stderr)
             continue
         said.append((question, completion))
-        answer = parse_reply(completion.text).answer
+        answer = chat.reply(completion.text).content
         turns = [*asked, Message("assistant", answer)] if answer else turns
     return said
 
@@ -57,23 +56,22 @@ def _lines(is_terminal: bool) -> Iterator[str]:
             return
 
 
-def _say(stream: Iterable[Told], is_terminal: bool) -> Completion:
+def _say(stream: Iterable[Told], chat: ChatFormat, is_terminal: bool) -> Completion:
     """Writes an answer while it comes; reasoning is dim on a terminal."""
     completion = None
     written = 0
     for told in stream:
-        _write(told.text, is_terminal)
+        _write(chat.spoken(told.text), is_terminal)
         written += len(told.text)
         completion = told.completion
     assert completion is not None
     # What was held back because it might have been the beginning of a stop text.
-    _write(completion.text[written:], is_terminal)
+    _write(chat.spoken(completion.text[written:]), is_terminal)
     print(PLAIN if is_terminal else "", flush=True)
     return completion
 
 
 def _write(text: str, is_terminal: bool) -> None:
-    text = text.replace(END_TOKEN, "")
     if is_terminal:
         text = text.replace("<think>", f"{DIM}<think>")
         text = text.replace("</think>", f"</think>{PLAIN}")

@@ -4,7 +4,6 @@
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 import re
@@ -19,18 +18,11 @@ from ring_jax import sharding
 from ring_jax.checkpoint import place
 from ring_jax.checkpoint.trained_model import read_trained_model
 from ring_jax.cli import status
+from ring_jax.cli.asked_model import ONLY_ASKED, load_asked_config, open_run_chat
 from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
-from ring_jax.cli.generate import ONLY_ASKED
-from ring_jax.cli.settings import (
-    load_run_config,
-    load_run_folder_model_config,
-    override,
-    require_workdir,
-)
+from ring_jax.cli.settings import override, require_workdir
 from ring_jax.config import ConfigError, RunConfig, SuiteConfig
-from ring_jax.data import tokenizer as tokenizers
-from ring_jax.data.chat import render_prompt
 from ring_jax.evaluate.complete import EngineCompleter
 from ring_jax.evaluate.run import evaluate
 from ring_jax.evaluate.server import ServerCompleter
@@ -84,15 +76,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace, workdir: pathlib.Path) -> RunConfig:
     """Reads the run's settings; a server, or an imported model, needs no run."""
-    path = workdir / "config.json"
-    is_run = path.is_file() and '"stages"' in path.read_text("utf-8")
-    if args.config is not None or is_run:
-        return load_run_config(args)
-    only_asked = ONLY_ASKED
-    if args.server is None:
-        model = load_run_folder_model_config(workdir)
-        only_asked = dataclasses.replace(ONLY_ASKED, model=model)
-    return override(RunConfig, dataclasses.asdict(only_asked), args.overrides)
+    has_config = args.config is not None or (workdir / "config.json").is_file()
+    if args.server is None or has_config:
+        return load_asked_config(args, workdir)
+    return override(RunConfig, dataclasses.asdict(ONLY_ASKED), args.overrides)
 
 
 def _by_server(
@@ -121,16 +108,13 @@ def _by_engine(
     *,
     label: str | None,
 ) -> dict[str, Any]:
-    tokenizer = tokenizers.load(workdir / "tokenizer")
+    chat = open_run_chat(config, workdir)
     use_devices(config)
     trained = read_trained_model(workdir / "checkpoints")
     with _mesh(config):
         completer = EngineCompleter(
             place(abstract_transformer(trained.config), trained.params),
-            tokenizer,
-            render=functools.partial(
-                render_prompt, tokenizer=tokenizer, template=config.data.template
-            ),
+            chat,
             config=config,
         )
         return evaluate(

@@ -21,6 +21,12 @@ from ring_jax.data.chat_template import read_chat_template
 
 SUMMARY = "reads a Hugging Face folder or a GGUF file into a new run folder"
 
+SPECIAL_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+
 
 class _Found(NamedTuple):
     """A model as a folder or a file holds it."""
@@ -30,6 +36,8 @@ class _Found(NamedTuple):
     tokenizer: str
     """Content of a `tokenizer.json`."""
     chat_template: str | None
+    special: dict[str, str]
+    """Files that name the special tokens which a chat template writes and ends by."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     (workdir / "tokenizer").mkdir()
     (workdir / "tokenizer" / "tokenizer.json").write_text(found.tokenizer, "utf-8")
     (workdir / "tokenizer" / "chat_template.jinja").write_text(template, "utf-8")
+    for name, text in found.special.items():
+        (workdir / "tokenizer" / name).write_text(text, "utf-8")
     text = json.dumps({"model": dataclasses.asdict(config)}, indent=2)
     (workdir / "config.json").write_text(text, "utf-8")
     num_parameters = sum(array.size for array in params.values())
@@ -103,9 +113,17 @@ def _read_folder(folder: pathlib.Path) -> _Found:
     tokenizer = tokenizer_files(folder, config)["tokenizer.json"]
     theirs = read_chat_template(folder)
     template = None if theirs is None else theirs.text
-    return _Found(config, params, tokenizer, template)
+    files = {
+        name: (folder / name).read_text("utf-8")
+        for name in SPECIAL_FILES
+        if (folder / name).is_file()
+    }
+    return _Found(config, params, tokenizer, template, files)
 
 
 def _read_gguf(path: pathlib.Path) -> _Found:
     model = import_gguf(path)
-    return _Found(model.config, model.params, model.tokenizer, model.chat_template)
+    files = {"tokenizer_config.json": json.dumps(dict(model.special_tokens))}
+    return _Found(
+        model.config, model.params, model.tokenizer, model.chat_template, files
+    )

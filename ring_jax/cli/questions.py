@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ring_jax.config import ConfigError, GenerateConfig, RunConfig, from_config_dict
-from ring_jax.data.chat import render_prompt
-from ring_jax.data.schema import Message, Row, row_from_fields
-from ring_jax.data.tokenizer import Tokenizer
+from ring_jax.data.chat_format import ChatFormat
+from ring_jax.data.chat_template import Failure
+from ring_jax.data.schema import Message, row_from_fields
 from ring_jax.generate import Request, sampling_of
 
 ORIGIN: dict[str, Any] = dict.fromkeys(
@@ -72,17 +72,24 @@ def ask(config: GenerateConfig, **fields: Any) -> Question:
 
 
 def to_requests(
-    questions: Sequence[Question], config: RunConfig, tokenizer: Tokenizer
+    questions: Sequence[Question], config: RunConfig, chat: ChatFormat
 ) -> list[Request]:
-    """Renders questions as an engine takes them."""
+    """Renders questions as an engine takes them.
+
+    Raises:
+      ConfigError: the model's chat template refuses one, or cannot be rendered.
+    """
     requests = []
-    for number, question in enumerate(questions):
+    prompts = chat.prompts([question.turns() for question in questions])
+    for number, (question, ids) in enumerate(zip(questions, prompts, strict=True)):
+        if isinstance(ids, Failure):
+            raise ConfigError(
+                f"the chat template refuses prompt {number + 1}: {ids.reason}"
+            )
         settings = question.generate
         sampling = sampling_of(settings, seed=config.seed, number=number)
         if question.seed is not None:
             sampling = dataclasses.replace(sampling, seed=question.seed)
-        row = Row(id="prompt", messages=(*question.turns(), UNSAID), **ORIGIN)
-        ids = render_prompt(row, tokenizer, template=config.data.template)
         requests.append(
             Request(
                 prompt_ids=tuple(ids),
@@ -90,6 +97,7 @@ def to_requests(
                 max_new_tokens=question.max_new_tokens,
                 max_think_tokens=settings.max_think_tokens,
                 stop=question.stop,
+                stop_ids=chat.stop_ids,
             )
         )
     return requests

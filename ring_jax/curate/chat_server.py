@@ -3,19 +3,24 @@
 
 import collections
 import dataclasses
+import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ring_jax.chat_client import ChatClient, TooLongError, ask_all
 from ring_jax.config import ConfigError, TeacherConfig, TeacherSamplingConfig
 from ring_jax.curate.journal import Journal, answer_key
 
+TOO_LONG = "prompt_too_long"
+"""`finish_reason` of an answer that the server's context has no room for."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Job:
-    place: int
     key: str
     prompt: str
+    turns: Sequence[Mapping[str, Any]]
     number: int
 
 
@@ -40,9 +45,39 @@ class ChatServer:
           ConfigError: the server refuses the request.
           OSError: it failed `max_tries` times; all answers so far are in the journal.
         """
+        asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        answers = self.answers(asked, sampling)
+        for answer in answers:
+            if answer["finish_reason"] == TOO_LONG:
+                raise ConfigError(
+                    f"teacher {self._config.url} refuses a prompt with "
+                    f"{answer['detail']}; lower max_tokens, or give it more context."
+                )
+        return [answer["answer"] for answer in answers]
+
+    def answers(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        sampling: TeacherSamplingConfig,
+    ) -> list[dict[str, Any]]:
+        """Asks for what the journal lacks, and returns what it then holds.
+
+        Args:
+          conversations: lists of turns as the protocol writes them.
+          sampling: of all of them.
+
+        Returns:
+          `answer`, `finish_reason` and what else is known of each, in order. What the
+          server's context has no room for has the finish reason `TOO_LONG` and a
+          `detail`; it is asked again in another run.
+
+        Raises:
+          ConfigError, OSError: as above.
+        """
         seen: collections.Counter[str] = collections.Counter()
         jobs = []
-        for place, prompt in enumerate(prompts):
+        for turns in conversations:
+            prompt = _name(turns)
             number, seen[prompt] = seen[prompt], seen[prompt] + 1
             key = answer_key(
                 model=self._config.model,
@@ -50,15 +85,24 @@ class ChatServer:
                 prompt=prompt,
                 number=number,
             )
-            jobs.append(_Job(place, key, prompt, number))
+            jobs.append(_Job(key, prompt, turns, number))
         missing = [job for job in jobs if job.key not in self._journal]
+        too_long: dict[str, str] = {}
 
         def ask(job: _Job, stop: threading.Event) -> None:
-            self._ask(job, sampling, stop)
+            try:
+                self._ask(job, sampling, stop)
+            except TooLongError as error:
+                too_long[job.key] = str(error)
 
         for _ in ask_all(missing, ask, num_threads=self._config.num_parallel):
             pass
-        return [self._journal.read(job.key) for job in jobs]
+        return [
+            {"answer": "", "finish_reason": TOO_LONG, "detail": too_long[job.key]}
+            if job.key in too_long
+            else self._journal.entry(job.key)
+            for job in jobs
+        ]
 
     def _ask(
         self, job: _Job, sampling: TeacherSamplingConfig, stop: threading.Event
@@ -69,14 +113,14 @@ class ChatServer:
             "max_tokens": sampling.max_tokens,
             "seed": sampling.seed + job.number,
         }
-        messages = [{"role": "user", "content": job.prompt}]
-        try:
-            answered = self._client.ask({"messages": messages, **asked}, stop)
-        except TooLongError as error:
-            raise ConfigError(
-                f"teacher {self._config.url} refuses a prompt with {error}; lower "
-                "max_tokens, or give it more context."
-            ) from None
+        answered = self._client.ask({"messages": list(job.turns), **asked}, stop)
         if answered is not None:
             about = {**answered.about, "prompt": job.prompt, **asked}
             self._journal.add(job.key, answered.text, **about)
+
+
+def _name(turns: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what a conversation's answers are kept under: one question, its text."""
+    if len(turns) == 1 and turns[0].keys() == {"role", "content"}:
+        return turns[0]["content"]
+    return json.dumps(turns, ensure_ascii=False)

@@ -74,10 +74,14 @@ class Journal:
 
     def read(self, key: str) -> str:
         """Returns the text of an answer that the journal has."""
+        return self.entry(key)["answer"]
+
+    def entry(self, key: str) -> dict[str, Any]:
+        """Returns an answer that the journal has, with what is known about it."""
         with self._lock:
             place, length = self._places[key]
             self._file.seek(place)
-            return json.loads(self._file.read(length))["answer"]
+            return json.loads(self._file.read(length))
 
     def add(self, key: str, answer: str, **about: Any) -> None:
         """Writes an answer to the disk, with what is known about it.

@@ -47,13 +47,24 @@ SPLIT_PATTERN = (
 class Tokenizer:
     """Text to ids, where a special token only ever comes from code, never from text."""
 
-    def __init__(self, backend: tokenizers.Tokenizer):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        end_token: str = END_TOKEN,
+        needed: Sequence[str] = CHAT_TOKENS,
+    ):
         """Wraps a Hugging Face tokenizer.
+
+        Args:
+          backend: any byte-level BPE.
+          end_token: what ends a turn.
+          needed: tokens that it must have; those of our chat templates.
 
         Raises:
           ConfigError: names the chat tokens that it lacks.
         """
-        missing = [name for name in CHAT_TOKENS if backend.token_to_id(name) is None]
+        missing = [name for name in needed if backend.token_to_id(name) is None]
         if missing:
             raise ConfigError(
                 f"tokenizer: lacks the chat tokens {missing}; use the tokenizer of a "
@@ -61,6 +72,7 @@ class Tokenizer:
             )
         self._backend = backend
         self._plain = _without_special_tokens(backend)
+        self.end_token = end_token
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -70,7 +82,17 @@ class Tokenizer:
     @property
     def eos_id(self) -> int:
         """Id of the token that ends a turn."""
-        return self.special_id(END_TOKEN)
+        return self.special_id(self.end_token)
+
+    @functools.cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What only comes from code: texts that `encode` never makes a token of."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return tuple(
+            token.content
+            for token in added
+            if token.special or token.content in SPECIAL_TOKENS
+        )
 
     def has_special(self, name: str) -> bool:
         """Tells whether `name` is one token."""
@@ -141,6 +163,19 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     Raises:
       ConfigError: the file is absent, unreadable, or lacks the chat tokens.
     """
+    backend = read_backend(path)
+    try:
+        return Tokenizer(backend)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def read_backend(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
+    """Reads any byte-level BPE, whatever its special tokens.
+
+    Raises:
+      ConfigError: the file is absent or unreadable.
+    """
     path = pathlib.Path(path)
     if path.is_dir():
         path = path / "tokenizer.json"
@@ -154,10 +189,7 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         raise ConfigError(f"tokenizer: {path} is malformed ({error!r}).") from None
     if kind != "BPE":
         raise ConfigError(f"tokenizer: {path} is a {kind}; give a byte-level BPE.")
-    try:
-        return Tokenizer(tokenizers.Tokenizer.from_str(text))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return tokenizers.Tokenizer.from_str(text)
 
 
 def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:

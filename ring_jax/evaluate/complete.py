@@ -2,12 +2,14 @@
 """Who answers the items of a suite: an engine of ours, or whatever else can."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 from ring_jax.config import EvaluateConfig, RunConfig
+from ring_jax.data.chat_format import ChatFormat
+from ring_jax.data.chat_template import Failure
 from ring_jax.data.schema import Row
-from ring_jax.data.tokenizer import THINK_TOKENS, Tokenizer
+from ring_jax.data.tokenizer import THINK_TOKENS
 from ring_jax.generate import Engine, Request, Sampling
 from ring_jax.model import Transformer
 
@@ -68,49 +70,48 @@ class Completer(Protocol):
 class EngineCompleter:
     """Answers by a model on the mesh in force."""
 
-    def __init__(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        *,
-        render: Callable[[Row], Sequence[int]],
-        config: RunConfig,
-    ):
+    def __init__(self, model: Transformer, chat: ChatFormat, *, config: RunConfig):
         """Keeps the model; an engine is made for each suite, in its size.
 
         Args:
           model: parameters on the mesh in force.
-          tokenizer: of the model.
-          render: writes the turns before a row's last one as token ids.
+          chat: how it is spoken to.
           config: of the run; `evaluate.batch_size` is how many answer at a time.
         """
-        self._model, self._tokenizer = model, tokenizer
-        self._render, self._config = render, config
+        self._model, self._chat, self._config = model, chat, config
+        self._tokenizer = chat.tokenizer
 
     def max_new_tokens(self, rows: Sequence[Row], wanted: int) -> int:
-        """Returns how many tokens the model's positions leave to a reply.
+        """Returns how many tokens of a reply there is room for, `wanted` at most.
 
         A prompt that would leave less than half of them is left out of this; it is not
         asked.
         """
         positions = self._model.config.max_positions
         room = min(wanted, positions // 2)
-        lengths = [len(self._render(row)) for row in rows]
+        prompts = self._prompts(rows)
+        lengths = [len(ids) for ids in prompts if not isinstance(ids, Failure)]
         fitting = [length for length in lengths if length <= positions - room]
         return min(wanted, positions - max(fitting, default=0))
 
     def complete(self, asked: Sequence[Ask]) -> Iterator[Said | Unsaid]:
         """Answers all; what does not fit is `prompt_too_long` and has no text."""
         positions = self._model.config.max_positions
-        rendered = [(ask, tuple(self._render(ask.row))) for ask in asked]
         fitting = []
-        for ask, ids in rendered:
-            if len(ids) + ask.max_new_tokens <= positions:
-                fitting.append((ask, ids))
+        for ask, ids in zip(
+            asked, self._prompts([ask.row for ask in asked]), strict=True
+        ):
+            if isinstance(ids, Failure):
+                yield Unsaid(ask, f"the chat template fails ({ids.reason})")
+            elif len(ids) + ask.max_new_tokens <= positions:
+                fitting.append((ask, tuple(ids)))
             else:
                 yield unfitting(ask)
         if fitting:
             yield from self._generate(fitting)
+
+    def _prompts(self, rows: Sequence[Row]) -> list[list[int] | Failure]:
+        return self._chat.prompts([row.messages[:-1] for row in rows])
 
     def _generate(
         self, rendered: Sequence[tuple[Ask, tuple[int, ...]]]
@@ -138,15 +139,15 @@ class EngineCompleter:
                 ),
                 max_new_tokens=ask.max_new_tokens,
                 max_think_tokens=self._config.generate.max_think_tokens,
+                stop_ids=self._chat.stop_ids,
             )
             for ask, ids in rendered
         ]
-        end = self._tokenizer.decode([self._tokenizer.eos_id])
         for told in engine.stream(requests):
             if (completion := told.completion) is not None:
                 yield Said(
                     ask=rendered[told.number][0],
-                    text=completion.text.removesuffix(end),
+                    text=self._chat.spoken(completion.text),
                     stop_reason=completion.stop_reason,
                     num_tokens=len(completion.ids),
                     num_think_tokens=self._num_think_tokens(completion.ids),

@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from ring_jax.config import ConfigError, SourceConfig, SuiteConfig
-from ring_jax.data import sources
+from ring_jax.data import evaluation_files, sources
+from ring_jax.data.evaluation_files import FILE_SETS
 from ring_jax.data.evaluation_rows import read_rows
 from ring_jax.data.evaluation_sets import PACKAGED
 from ring_jax.data.schema import Row, row_from_json
@@ -78,6 +79,12 @@ def _read_packaged(name: str, suite: SuiteConfig) -> list[Row]:
     return read_rows(suite.kind)
 
 
+def _read_published(name: str, suite: SuiteConfig) -> list[Row]:
+    if not suite.path:
+        raise ConfigError(f"suite {name}: set its path to the set's file or folder.")
+    return evaluation_files.read(suite.kind, suite.path)
+
+
 def _read_gym(name: str, suite: SuiteConfig) -> list[Row]:
     if suite.task not in TASKS:
         raise ConfigError(
@@ -121,5 +128,6 @@ READERS: Mapping[str, Callable[[str, SuiteConfig], list[Row]]] = {
     "rows": _read_file,
     "reasoning_gym": _read_gym,
     **dict.fromkeys([*PACKAGED, "bfcl_live"], _read_packaged),
+    **dict.fromkeys(FILE_SETS, _read_published),
 }
 """Kind -> function of the suite's name and settings."""

@@ -8,9 +8,12 @@ tokens: arXiv:2506.14731); the Ring-Lite-Distill report names no protocol of its
 
 import dataclasses
 import difflib
+import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from ring_jax.config import ConfigError, SuiteConfig, SuitesConfig
+from ring_jax.data.evaluation_files import FILE_SETS
 from ring_jax.data.sources.reasoning_tasks import TASKS
 
 MATH_PROMPT = (
@@ -22,6 +25,17 @@ CODE_PROMPT = (
     "Complete this Python function. Reply with the whole function, its imports "
     "included, in one block of code.\n\n```python\n{question}```"
 )
+type Group = Literal["reasoning", "general"]
+PUBLISHED: Sequence[tuple[Group, str, Sequence[str]]] = (
+    ("reasoning", "mathematics", ("math500", "gsm8k", "olympiadbench", "mathbench")),
+    ("reasoning", "mathematics", ("gaokao2023en",)),
+    ("reasoning", "science", ("gpqa",)),
+    ("reasoning", "code", ("livecodebench",)),
+    ("general", "instruction", ("ifeval",)),
+    ("general", "tool use", ("teval",)),
+    ("general", "knowledge", ("mmlu", "ceval")),
+)
+"""Group, capability, and sets that no package ships."""
 ALL = "all"
 GYM_PREFIX = "gym_"
 """Of suites of reasoning-gym's tasks; each has the levels that the task has."""
@@ -37,6 +51,17 @@ def _contest(kind: str, *, num_samples: int) -> SuiteConfig:
         temperature=1.0,
         top_p=0.95,
         max_new_tokens=32_768,
+    )
+
+
+def _published(kind: str, *, group: Group, capability: str) -> SuiteConfig:
+    """A set of which the user has the files; its rows bring their own prompts."""
+    return SuiteConfig(
+        kind=kind,
+        path=f"evaluation_sets/{kind}",
+        group=group,
+        capability=capability,
+        max_new_tokens=32_768 if group == "reasoning" else 8192,
     )
 
 
@@ -59,6 +84,11 @@ SUITES: Mapping[str, SuiteConfig] = {
         kind="bfcl_live", capability="tool use", max_new_tokens=4096
     ),
     **{
+        kind: _published(kind, group=group, capability=capability)
+        for group, capability, kinds in PUBLISHED
+        for kind in kinds
+    },
+    **{
         f"{GYM_PREFIX}{task}": SuiteConfig(
             kind="reasoning_gym",
             task=task,
@@ -70,7 +100,8 @@ SUITES: Mapping[str, SuiteConfig] = {
         for task in TASKS
     },
 }
-"""Name -> suite. Those of packages need the packages of `launch/setup.sh`."""
+"""Name -> suite. Those of packages need the packages of `launch/setup.sh`, those of
+`PUBLISHED` their files."""
 
 
 def choose_suites(names: Sequence[str], config: SuitesConfig) -> dict[str, SuiteConfig]:
@@ -110,7 +141,16 @@ def _named(name: str, known: Mapping[str, SuiteConfig]) -> dict[str, SuiteConfig
             f"Did you mean `{near[0]}`?" if near else f"There are {', '.join(known)}."
         )
         raise ConfigError(f"--suites: {name!r} is no suite. {advice}")
-    return {one: suite for one, suite in known.items() if name in (ALL, suite.group)}
+    return {
+        one: suite
+        for one, suite in known.items()
+        if name in (ALL, suite.group) and _is_there(suite)
+    }
+
+
+def _is_there(suite: SuiteConfig) -> bool:
+    """A group takes published sets as far as their files are there."""
+    return suite.kind not in FILE_SETS or pathlib.Path(suite.path or "").exists()
 
 
 def _changed(suite: SuiteConfig, config: SuitesConfig) -> SuiteConfig:

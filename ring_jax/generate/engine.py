@@ -153,7 +153,11 @@ class Engine:
                 raise ConfigError(
                     f"max_think_tokens={request.max_think_tokens} must be 0 or more."
                 )
-            self._tokenizer.special_id(THINK_TOKENS[1])
+            if not self._tokenizer.has_special(THINK_TOKENS[1]):
+                raise ConfigError(
+                    f"max_think_tokens={request.max_think_tokens}: the tokenizer has "
+                    f"no {THINK_TOKENS[1]}, so this model does not think; leave it out."
+                )
         if len(request.stop_ids) >= MAX_STOP_IDS:
             raise ConfigError(
                 f"a request has {len(request.stop_ids)} stop_ids; give at most "

@@ -16,7 +16,7 @@ __all__ = ["model", "workdir"]
 
 RUN = """
 import dataclasses
-from ring_jax.cli.generate import ONLY_ASKED
+from ring_jax.cli.asked_model import ONLY_ASKED
 from ring_jax.config import SuiteConfig, SuitesConfig, to_config_dict
 
 def get_config():

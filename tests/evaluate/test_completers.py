@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import jax
 import pytest
 
-from ring_jax.cli.generate import ONLY_ASKED
+from ring_jax.cli.asked_model import ONLY_ASKED
 from ring_jax.config import (
     EvaluateConfig,
     ModelConfig,
@@ -21,6 +21,7 @@ from ring_jax.config import (
 )
 from ring_jax.data import tokenizer as tokenizers
 from ring_jax.data.chat import render_prompt
+from ring_jax.data.chat_format import OurChat
 from ring_jax.data.schema import Message, Row
 from ring_jax.evaluate.complete import Ask, EngineCompleter, Said, Unsaid
 from ring_jax.evaluate.server import MAX_FAILURES, ServerCompleter
@@ -71,7 +72,7 @@ def test_an_engine_answers_as_when_it_is_asked_directly(mesh):
         evaluate=EvaluateConfig(batch_size=2),
         stages=ONLY_ASKED.stages,
     )
-    completer = EngineCompleter(model, tokenizer, render=render, config=run)
+    completer = EngineCompleter(model, OurChat(tokenizer, "ring"), config=run)
     asked = [ask("a b?", sample=number) for number in range(3)]
     asked += [ask("c?", temperature=0.0), ask("long " * 100)]
     rows = [one.row for one in asked]

@@ -15,6 +15,7 @@ from ring_jax.config import (
     SuitesConfig,
     VerificationConfig,
 )
+from ring_jax.data.evaluation_files import FILE_SETS
 from ring_jax.data.evaluation_rows import read_rows
 from ring_jax.data.schema import Row
 from ring_jax.evaluate.complete import Ask, Said, Unsaid
@@ -128,6 +129,20 @@ def test_a_set_has_all_its_items_and_their_answers(name, size):
     rows = read_items(name, dataclasses.replace(SUITES[name], num_samples=1))
     assert len(rows) == size
     assert all(row.answer for row in rows) == (name != "ifbench")
+
+
+def test_a_published_set_is_a_suite_once_its_files_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="download .* and put it there"):
+        read_items("gsm8k", SUITES["gsm8k"])
+    assert "gsm8k" not in choose_suites(["reasoning"], SuitesConfig())
+    record = {"question": "3 + 4?", "answer": "It is 7.\n#### 7"}
+    folder = tmp_path / "evaluation_sets" / "gsm8k"
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text(json.dumps(record))
+    assert "gsm8k" in choose_suites(["reasoning"], SuitesConfig())
+    (row,) = read_items("gsm8k", SUITES["gsm8k"])
+    assert row.answer == "7"
 
 
 def test_every_gold_call_of_bfcl_is_accepted_by_its_verifier():
@@ -355,7 +370,8 @@ def test_groups_stand_for_their_suites():
     own = {"mine": SuiteConfig(group="general")}
     general = choose_suites(["general"], SuitesConfig(own=own))
     assert "mine" in general and "bfcl" in general and "aime24" not in general
-    assert len(choose_suites(["all"], SuitesConfig(own=own))) == len(SUITES) + 1
+    there = len(SUITES) - len(FILE_SETS)  # whose files nobody put there
+    assert len(choose_suites(["all"], SuitesConfig(own=own))) == there + 1
 
 
 @pytest.mark.parametrize(

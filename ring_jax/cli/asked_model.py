@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model of a run folder that is asked: settings, chat format, engine."""
+
+import argparse
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+from ring_jax import sharding
+from ring_jax.checkpoint import place
+from ring_jax.checkpoint.trained_model import read_trained_model
+from ring_jax.cli.settings import (
+    load_run_config,
+    load_run_folder_model_config,
+    override,
+)
+from ring_jax.config import (
+    DataConfig,
+    EvaluateConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    TrainConfig,
+)
+from ring_jax.data.chat_format import ChatFormat, open_chat
+from ring_jax.generate import Engine
+from ring_jax.model import abstract_transformer
+
+# An imported folder has a model and no run; these are the settings of a run that is
+# only asked. Its one stage and source are there because a run must have them.
+ONLY_ASKED = RunConfig(
+    data=DataConfig(sources={"prompts": SourceConfig()}, template="ling"),
+    train=TrainConfig(seq_len=1),
+    evaluate=EvaluateConfig(max_prompt_tokens=512, max_new_tokens=512),
+    stages={"none": StageConfig(mixture={"prompts": 1.0})},
+)
+
+
+class AskedModel(NamedTuple):
+    """A model that is ready to answer."""
+
+    engine: Engine
+    step: int
+    """Of its checkpoint."""
+
+
+def load_asked_config(args: argparse.Namespace, workdir: pathlib.Path) -> RunConfig:
+    """Reads a run's settings, or makes those of an imported folder, which has none.
+
+    Raises:
+      ConfigError: one line, whatever is wrong with them.
+    """
+    path = workdir / "config.json"
+    is_imported = path.is_file() and '"stages"' not in path.read_text("utf-8")
+    if args.config is not None or not is_imported:
+        return load_run_config(args)
+    model = load_run_folder_model_config(workdir)
+    only_asked = dataclasses.replace(ONLY_ASKED, model=model)
+    return override(RunConfig, dataclasses.asdict(only_asked), args.overrides)
+
+
+def open_run_chat(config: RunConfig, workdir: pathlib.Path) -> ChatFormat:
+    """Finds how the model of a run folder is spoken to; see `open_chat`."""
+    return open_chat(
+        workdir / "tokenizer",
+        template=config.data.template,
+        eos_id=config.model.eos_id,
+    )
+
+
+@contextlib.contextmanager
+def open_engine(
+    config: RunConfig, workdir: pathlib.Path, chat: ChatFormat, *, num_slots: int
+) -> Iterator[AskedModel]:
+    """Loads the newest model of a run folder, and keeps its mesh in force."""
+    mesh = sharding.without_context(sharding.make_mesh(config.mesh))
+    trained = read_trained_model(workdir / "checkpoints")
+    with jax.set_mesh(mesh):
+        engine = Engine(
+            place(abstract_transformer(trained.config), trained.params),
+            chat.tokenizer,
+            config=dataclasses.replace(config.evaluate, batch_size=num_slots),
+            dtype=config.train.compute_dtype,
+            pace=config.generate,
+        )
+        yield AskedModel(engine, trained.step)
