@@ -70,7 +70,7 @@ class Jail:
 
     @contextlib.contextmanager
     def open_cell(self, files: Mapping[str, str]) -> Iterator["Cell"]:
-        """Opens a cell with files in `/work`, which programs can read.
+        """Opens a cell with files in `/program`, which programs can read.
 
         Raises:
           JailError: the kernel refuses a part of the confinement; it says which.
@@ -109,7 +109,7 @@ class Cell:
         """Runs `python` with arguments; standard library only.
 
         Args:
-          arguments: for example the path of a file in `/work`.
+          arguments: for example the path of a file in `/program`.
           stdin: what the program reads.
           seconds: after which it is killed.
 

@@ -164,9 +164,9 @@ def _furnish(
     for name, tree in devices.items():
         (root / "dev" / name).touch()
         kernel.place(tree, str(root / "dev" / name))
-    (root / "work").mkdir(exist_ok=True)
+    (root / "program").mkdir(exist_ok=True)
     for name, text in files.items():
-        (root / "work" / name).write_bytes(text.encode("utf-8", "replace"))
+        (root / "program" / name).write_bytes(text.encode("utf-8", "replace"))
 
 
 def _keep() -> None:

@@ -83,7 +83,7 @@ def check_jail(jail: Jail) -> None:
         os.getpid(),
     ]
     with jail.open_cell({"probe.py": PROBE}) as cell:
-        found = cell.run(["/work/probe.py"], stdin=json.dumps(facts), seconds=60.0)
+        found = cell.run(["/program/probe.py"], stdin=json.dumps(facts), seconds=60.0)
     if found.exit_status or found.is_late:
         raise JailError(f"the probe failed: {found.stderr.strip()[-300:]!r}")
     if breaches := json.loads(found.stdout):

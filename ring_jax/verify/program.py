@@ -58,7 +58,7 @@ os.dup2(2, 1)
 sys.setrecursionlimit(50000)
 module = sys.modules["program"] = types.ModuleType("program")
 names = module.__dict__
-source = open("/work/program.py", encoding="utf-8").read()
+source = open("/program/program.py", encoding="utf-8").read()
 exec(compile(source, "program.py", "exec"), names)
 request = json.load(sys.stdin)
 """
@@ -171,7 +171,7 @@ def _first_failure(jail: Jail, program: str, metadata: Mapping[str, Any]) -> str
 
 
 def _failed_run(cell: Cell, test: Mapping[str, str], seconds: float) -> str:
-    found = cell.run(["/work/program.py"], stdin=test["input"], seconds=seconds)
+    found = cell.run(["/program/program.py"], stdin=test["input"], seconds=seconds)
     if failure := _bad_end(found, seconds):
         return failure
     if is_same_output(found.stdout, test["output"]):
@@ -184,7 +184,7 @@ def _failed_call(
 ) -> str:
     lines = filter(None, map(str.strip, test["input"].splitlines()))
     request = {"function": function, "arguments": [json.loads(line) for line in lines]}
-    found = cell.run(["/work/call.py"], stdin=json.dumps(request), seconds=seconds)
+    found = cell.run(["/program/call.py"], stdin=json.dumps(request), seconds=seconds)
     if failure := _bad_end(found, seconds):
         return failure
     try:
@@ -198,7 +198,7 @@ def _failed_call(
 def _failed_check(cell: Cell, check: str, function: str, seconds: float) -> str:
     password = secrets.token_hex()
     request = {"check": check, "function": function, "password": password}
-    found = cell.run(["/work/check.py"], stdin=json.dumps(request), seconds=seconds)
+    found = cell.run(["/program/check.py"], stdin=json.dumps(request), seconds=seconds)
     if failure := _bad_end(found, seconds):
         return failure
     return "" if found.stdout == password else "it ended before its check did"

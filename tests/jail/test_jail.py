@@ -22,7 +22,7 @@ from tests.without_namespaces import REFUSING
 def run(jail: Jail, program: str, *, stdin: str = "", seconds: float = 20) -> Finished:
     files = {"program.py": textwrap.dedent(program)}
     with jail.open_cell(files) as cell:
-        return cell.run(["/work/program.py"], stdin=stdin, seconds=seconds)
+        return cell.run(["/program/program.py"], stdin=stdin, seconds=seconds)
 
 
 def ended_with(found: Finished, error: str) -> bool:
@@ -103,7 +103,7 @@ def test_files_outside_are_neither_seen_nor_written(jail, tmp_path, monkeypatch)
         print(outcome(lambda: open({str(secret)!r}).read()))
         print(outcome(lambda: open({__file__!r}).read()))
         print(outcome(lambda: open("/etc/passwd").read()))
-        for path in ("/x", "/usr/x", "/work/x", "/dev/x", os.__file__):
+        for path in ("/x", "/usr/x", "/program/x", "/dev/x", os.__file__):
             print(outcome(lambda: open(path, "w")))
         print(outcome(lambda: os.listdir("/proc")), os.listdir("/tmp"))
         print(os.environ.get("SECRET"), sorted(os.listdir("/dev")))
@@ -132,7 +132,7 @@ def test_a_cell_has_every_namespace_for_itself(jail):
 
     def sleep() -> None:
         with jail.open_cell({mark: program}) as cell:
-            cell.run([f"/work/{mark}"], seconds=3.0)
+            cell.run([f"/program/{mark}"], seconds=3.0)
 
     thread = threading.Thread(target=sleep)
     thread.start()
@@ -212,7 +212,7 @@ def test_no_signal_reaches_its_keeper_or_anyone_else(jail):
     """
     with jail.open_cell({"a.py": textwrap.dedent(program)}) as cell:
         for _ in range(2):
-            assert cell.run(["/work/a.py"], seconds=20).stdout == "done\n"
+            assert cell.run(["/program/a.py"], seconds=20).stdout == "done\n"
 
 
 def test_a_listener_outside_is_not_heard(jail):
@@ -236,7 +236,7 @@ def test_what_runs_ends_with_the_jail_that_runs_it():
     code = f"""
 from ring_jax.jail import Jail
 with Jail().open_cell({{"{mark}": "while True: pass"}}) as cell:
-    cell.run(["/work/{mark}"], seconds=600)
+    cell.run(["/program/{mark}"], seconds=600)
 """
     owner = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     wait_for(lambda: processes(mark))
@@ -283,7 +283,7 @@ def processes(mark: str) -> list[int]:
         except OSError:
             continue
         # The owner itself has the mark inside its code, behind a line feed.
-        if f"/work/{mark}".encode() in line and b"\n" not in line:
+        if f"/program/{mark}".encode() in line and b"\n" not in line:
             found.append(int(folder.name))
     return found
 
