@@ -18,15 +18,28 @@ from ring_jax import sharding
 from ring_jax.checkpoint import place
 from ring_jax.checkpoint.trained_model import read_trained_model
 from ring_jax.cli import status
-from ring_jax.cli.asked_model import ONLY_ASKED, load_asked_config, open_run_chat
+from ring_jax.cli.asked_model import (
+    ONLY_ASKED,
+    identity_of,
+    load_asked_config,
+    open_run_chat,
+)
 from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.settings import override, require_workdir
-from ring_jax.config import ConfigError, RunConfig, SuiteConfig
+from ring_jax.config import ConfigError, RunConfig
+from ring_jax.data.prepared import open_sources
 from ring_jax.evaluate.complete import EngineCompleter
+from ring_jax.evaluate.heldout import HELDOUT, choose_heldout, with_heldout
+from ring_jax.evaluate.items import AskedSuite, read_suites
 from ring_jax.evaluate.run import evaluate
 from ring_jax.evaluate.server import ServerCompleter
-from ring_jax.evaluate.suites import choose_suites
+from ring_jax.evaluate.suites import (
+    SUITES,
+    asks_heldout,
+    choose_suites,
+    suite_names,
+)
 from ring_jax.model import abstract_transformer
 
 SUMMARY = "grades what a model says to suites of questions"
@@ -38,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suites",
         default="",
         metavar="NAME,NAME",
-        help="what is asked; reasoning, general and all stand for groups",
+        help="what is asked; heldout, reasoning, general and all stand for groups; "
+        "default: what the run asks at the end of a stage",
     )
     parser.add_argument(
         "--server",
@@ -59,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.server is None) != (args.model is None):
         raise ConfigError("evaluate: give --server=URL and --model=NAME together.")
     config = _config(args, workdir)
-    names = [name.strip() for name in args.suites.split(",") if name.strip()]
-    suites = choose_suites(names, config.suites)
+    suites = _suites(args.suites or config.suites.at_stage_end, config, workdir)
     if args.server is None:
         scores = _by_engine(config, workdir, suites, label=args.label)
     else:
@@ -82,11 +95,32 @@ def _config(args: argparse.Namespace, workdir: pathlib.Path) -> RunConfig:
     return override(RunConfig, dataclasses.asdict(ONLY_ASKED), args.overrides)
 
 
+def _suites(
+    text: str, config: RunConfig, workdir: pathlib.Path
+) -> dict[str, AskedSuite]:
+    """Reads the items of the suites that are named; the run's sources where needed."""
+    names, heldout = suite_names(text), {}
+    settings = config.suites
+    has_heldout = any(source.num_heldout for source in config.data.sources.values())
+    if has_heldout and asks_heldout(names, settings):
+        rows = {name: rows.heldout for name, rows in open_sources(config).items()}
+        heldout = choose_heldout(config, rows, open_run_chat(config, workdir))
+        settings = with_heldout(config, heldout)
+    chosen = choose_suites(names, settings)
+    if not chosen:
+        raise ConfigError(
+            "evaluate: name suites with --suites=NAME,NAME; there are "
+            f"{', '.join({**SUITES, **settings.own})}; and {HELDOUT} (rows of a run), "
+            "reasoning, general, all."
+        )
+    return read_suites(chosen, heldout)
+
+
 def _by_server(
     args: argparse.Namespace,
     config: RunConfig,
     workdir: pathlib.Path,
-    suites: Mapping[str, SuiteConfig],
+    suites: Mapping[str, AskedSuite],
 ) -> dict[str, Any]:
     server = dataclasses.replace(
         config.suites.server, url=args.server, model=args.model
@@ -104,7 +138,7 @@ def _by_server(
 def _by_engine(
     config: RunConfig,
     workdir: pathlib.Path,
-    suites: Mapping[str, SuiteConfig],
+    suites: Mapping[str, AskedSuite],
     *,
     label: str | None,
 ) -> dict[str, Any]:
@@ -122,7 +156,7 @@ def _by_engine(
             completer,
             workdir=workdir,
             label=_label(label or _stage_at(config, trained.step)),
-            model={"name": workdir.resolve().name, "step": trained.step},
+            model=identity_of(workdir, trained),
             config=config.suites,
         )
 
