@@ -18,7 +18,6 @@ from ring_jax.data.sources.reasoning_tasks import TASKS
 from ring_jax.data.sources.split import digest
 from ring_jax.evaluate.heldout import HELDOUT, Heldout
 
-
 NO_ROWS: Heldout = types.MappingProxyType({})
 """Of a run that is not asked for its own rows."""
 
@@ -40,9 +39,7 @@ def read_suites(
     }
 
 
-def read_items(
-    name: str, suite: SuiteConfig, heldout: Heldout = NO_ROWS
-) -> list[Row]:
+def read_items(name: str, suite: SuiteConfig, heldout: Heldout = NO_ROWS) -> list[Row]:
     """Reads the items of a suite, asked in the suite's words.
 
     Args:
