@@ -20,6 +20,7 @@ def score_table(comparison: Comparison) -> Table:
         caption=f"{CAPTION} {_plain(retained_sentence(comparison.retained))}",
         caption_justify="left",
         box=rich.box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("group", no_wrap=True)
     stages = [column.name for column in comparison.columns]
