@@ -151,7 +151,7 @@ def _named(name: str, known: Mapping[str, SuiteConfig]) -> dict[str, SuiteConfig
         advice = (
             f"Did you mean `{near[0]}`?" if near else f"There are {', '.join(known)}."
         )
-        raise ConfigError(f"--suites: {name!r} is no suite. {advice}")
+        raise ConfigError(f"suites: {name!r} is no suite. {advice}")
     return {
         one: suite
         for one, suite in known.items()
