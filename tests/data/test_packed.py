@@ -30,7 +30,7 @@ from ring_jax.config import (
 )
 from ring_jax.data import pack, packed_rows, packing, pipeline, prepared
 from ring_jax.data.chat import Rendered
-from ring_jax.data.ledger import Change
+from ring_jax.data.mixture_table import Change
 from ring_jax.data.prepared import PreparedData
 from ring_jax.data.schema import row_to_json
 from ring_jax.data.sources.record_files import RecordFiles, write_records
