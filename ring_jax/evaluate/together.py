@@ -57,5 +57,5 @@ def _to_json(ask: Ask) -> dict[str, Any]:
 
 
 def _from_json(fields: dict[str, Any]) -> Ask:
-    row = row_from_json(fields["row"], where="asked", defaults={})
-    return Ask(**(fields | {"row": row}))
+    row = row_from_json(fields.pop("row"), where="asked", defaults={})
+    return Ask(row=row, **fields)
