@@ -17,6 +17,7 @@ from ring_jax.config.curate import (
     RawSourceConfig,
     ScaleConfig,
     ScreenConfig,
+    SimilarityConfig,
     TaxonomyConfig,
 )
 from ring_jax.config.data import (
@@ -47,9 +48,9 @@ from ring_jax.config.model import (
     model_identity,
 )
 from ring_jax.config.run import MeshConfig, RunConfig, run_config_from_json
+from ring_jax.config.server import EmbeddingsConfig, TeacherConfig
 from ring_jax.config.teacher import (
     SynthesisConfig,
-    TeacherConfig,
     TeacherSamplingConfig,
     TraceConfig,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "DataConfig",
     "DifficultyConfig",
     "DuplicatesConfig",
+    "EmbeddingsConfig",
     "EvaluateConfig",
     "EvaluationSetsConfig",
     "GenerateConfig",
@@ -96,6 +98,7 @@ __all__ = [
     "RunConfig",
     "ScaleConfig",
     "ScreenConfig",
+    "SimilarityConfig",
     "SourceConfig",
     "StageConfig",
     "SuiteConfig",

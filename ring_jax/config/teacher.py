@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of who answers: servers, traces, synthesis of problems."""
+"""Settings of what a teacher makes: traces, and new problems."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,41 +7,8 @@ from typing import Literal
 
 from ring_jax.config.curate import RawSourceConfig
 from ring_jax.config.errors import ConfigError
+from ring_jax.config.server import TeacherConfig
 from ring_jax.config.verify import VerificationConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherConfig:
-    """A server that answers prompts by OpenAI's chat-completions protocol."""
-
-    url: str = ""
-    """Up to the version, such as `http://localhost:8000/v1`."""
-    model: str = ""
-    """As the server calls it."""
-    key_variable: str = ""
-    """Environment variable that holds the server's key; empty: none is sent."""
-    num_parallel: int = 8
-    """Requests under way at once."""
-    requests_per_minute: float = 0.0
-    """At most, tries again included; 0 is any number."""
-    timeout_seconds: float = 900.0
-    """Without a byte from the server."""
-    max_tries: int = 6
-    """Of one request that the server fails to answer."""
-    first_wait_seconds: float = 1.0
-    """Before the second try; doubles with each, up to two minutes."""
-
-    def __post_init__(self):
-        if self.num_parallel < 1 or self.max_tries < 1 or self.timeout_seconds <= 0:
-            raise ConfigError(
-                f"num_parallel={self.num_parallel} and max_tries={self.max_tries} must "
-                f"be at least 1, timeout_seconds={self.timeout_seconds} above 0."
-            )
-        if self.requests_per_minute < 0 or self.first_wait_seconds < 0:
-            raise ConfigError(
-                f"requests_per_minute={self.requests_per_minute} and "
-                f"first_wait_seconds={self.first_wait_seconds} must not be negative."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

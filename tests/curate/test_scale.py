@@ -22,12 +22,21 @@ import pytest
 
 from ring_jax.cli import status
 from ring_jax.cli.main import main
-from ring_jax.config import ConfigError, CurateConfig, ScaleConfig
+from ring_jax.config import (
+    ConfigError,
+    CurateConfig,
+    EmbeddingsConfig,
+    ScaleConfig,
+    SimilarityConfig,
+    TeacherConfig,
+)
 from ring_jax.curate import curate, pipeline, ray_engine
 from ring_jax.curate.engines import open_engine
 from ring_jax.curate.ray_engine import WorkersFailedError, open_ray
 from tests.curate.hostile import ENDS, HOSTILE
 from tests.curate.jobs import Fails, Square, no_workbench
+from tests.embeddings import embeddings_reply
+from tests.loopback_server import serving
 from tests.planted_rows import chat, clean
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -130,6 +139,20 @@ def test_few_jobs_are_drawn_ahead_of_their_results(engine):
     results = engine.run(Square(drawn.append(n) or n) for n in range(100))
     for number, _ in zip(range(20), results, strict=False):
         assert len(drawn) <= number + 2 * 2 + 4
+
+
+def test_workers_compare_by_meaning_as_one_process_does(cluster, make_config, tmp_path):
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    with serving(embeddings_reply) as server:
+        teacher = TeacherConfig(url=server.url, model="bag")
+        config = make_config(
+            embeddings=EmbeddingsConfig(server=teacher, texts_per_request=3),
+            similarity=SimilarityConfig(check="drop", threshold=0.3),
+        )
+        curate(config, alone)
+        curate(on(cluster, config, 2), spread)
+    assert contents(spread) == contents(alone)
+    assert '"step": "similarity"' in (spread / "quarantine.jsonl").read_text()
 
 
 def test_a_cluster_gives_the_bytes_of_one_process_though_a_worker_is_killed(
