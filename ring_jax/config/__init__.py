@@ -50,6 +50,8 @@ from ring_jax.config.model import (
 from ring_jax.config.run import MeshConfig, RunConfig, run_config_from_json
 from ring_jax.config.server import EmbeddingsConfig, TeacherConfig
 from ring_jax.config.teacher import (
+    CodingConfig,
+    NoveltyConfig,
     SynthesisConfig,
     TeacherSamplingConfig,
     TraceConfig,
@@ -73,6 +75,7 @@ from ring_jax.config.verify import VerificationConfig
 
 __all__ = [
     "CONVERSATION_KINDS",
+    "CodingConfig",
     "ConfigError",
     "ConsistencyConfig",
     "ContaminationConfig",
@@ -91,6 +94,7 @@ __all__ = [
     "MixtureChangeConfig",
     "ModelConfig",
     "MoeConfig",
+    "NoveltyConfig",
     "OptimizerConfig",
     "PackingConfig",
     "PurifyConfig",

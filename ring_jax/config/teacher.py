@@ -7,7 +7,7 @@ from typing import Literal
 
 from ring_jax.config.curate import RawSourceConfig
 from ring_jax.config.errors import ConfigError
-from ring_jax.config.server import TeacherConfig
+from ring_jax.config.server import EmbeddingsConfig, TeacherConfig
 from ring_jax.config.verify import VerificationConfig
 
 
@@ -69,6 +69,56 @@ class TraceConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class NoveltyConfig:
+    """New problems that mean what a seed or an earlier problem means."""
+
+    check: Literal["drop", "keep"] = "keep"
+    """`drop` asks the server of `embeddings` for a vector of each problem."""
+    threshold: float = 0.95
+    """Cosine of two vectors from which their problems are the same. Models differ: look
+    at the pairs in `rejected.jsonl`."""
+
+    def __post_init__(self):
+        if not 0.0 < self.threshold <= 1.0:
+            raise ConfigError(f"threshold={self.threshold} must be in (0, 1].")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CodingConfig:
+    """New problems whose solutions are programs: those of seeds that are."""
+
+    problem_prompt: str = (
+        "Here is a coding task:\n\n{problem}\n\nWrite one new coding task on the same "
+        "topic, not easier, that a reader can solve without this one. Its program "
+        "reads standard input and prints its answer. Say what it reads and prints, in "
+        "which form and within which limits, so that each input has a single right "
+        "output. Write the task between <problem> and </problem>. Below it write "
+        "{num_inputs} inputs within the limits, small and large ones, and such that "
+        "careless programs get wrong, each between <input> and </input>. Write no "
+        "outputs."
+    )
+    """`{problem}` stands for the seed."""
+    solution_prompt: str = (
+        "{problem}\n\nWrite a program in Python, with the standard library alone; it "
+        "reads standard input and prints, unless the task asks for a function. Reason "
+        "step by step, and end with the whole program in one ```python block."
+    )
+    """`{problem}` stands for the problem; the row asks for the problem alone."""
+    num_inputs: int = 10
+    """That the teacher is asked to write."""
+    min_inputs: int = 4
+    """On which most programs end well; these become the tests."""
+
+    def __post_init__(self):
+        _check_prompts(self)
+        if not 2 <= self.min_inputs <= self.num_inputs:
+            raise ConfigError(
+                f"min_inputs={self.min_inputs} must be from 2 to num_inputs="
+                f"{self.num_inputs}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SynthesisConfig:
     """Problems that a teacher makes of problems, kept where its solutions agree.
 
@@ -92,6 +142,10 @@ class SynthesisConfig:
     """The most frequent answer must have more than this share of the solutions."""
     max_similarity: float = 0.8
     """Of five-word runs that a problem may share with its seed (Jaccard)."""
+    novelty: NoveltyConfig = dataclasses.field(default_factory=NoveltyConfig)
+    embeddings: EmbeddingsConfig = dataclasses.field(default_factory=EmbeddingsConfig)
+    """Read by `novelty` alone."""
+    coding: CodingConfig = dataclasses.field(default_factory=CodingConfig)
     batch_problems: int = 64
     """Problems that are solved together; their solutions are held in memory."""
     problem_prompt: str = (
@@ -138,6 +192,11 @@ class SynthesisConfig:
                 f"num_rounds={self.num_rounds} with answer_seeds={self.answer_seeds!r} "
                 "makes nothing; set one of them."
             )
-        for name in ("problem_prompt", "solution_prompt"):
-            if "{problem}" not in getattr(self, name):
-                raise ConfigError(f"{name} has no {{problem}}; put it where it goes.")
+        _check_prompts(self)
+
+
+def _check_prompts(config: CodingConfig | SynthesisConfig) -> None:
+    """Raises ConfigError where a prompt has no place for its problem."""
+    for name in ("problem_prompt", "solution_prompt"):
+        if "{problem}" not in getattr(config, name):
+            raise ConfigError(f"{name} has no {{problem}}; put it where it goes.")

@@ -12,6 +12,7 @@ import pathlib
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -36,6 +37,15 @@ def open_embedder(
     client = ServerClient(config.server, name=NAME)
     with VectorStore(folder / _folder_name(config.server.model)) as store:
         yield Embedder(config, client, store)
+
+
+def deciding_settings(config: EmbeddingsConfig) -> dict[str, Any]:
+    """Returns what decides the vectors: not how fast, and from where, they come."""
+    return {
+        "server": {"model": config.server.model},
+        "asked_as": config.asked_as,
+        "max_characters": config.max_characters,
+    }
 
 
 def _folder_name(model: str) -> str:

@@ -18,6 +18,7 @@ from ring_jax.curate import duplicates, taxonomy
 from ring_jax.curate.chunks import Chunk
 from ring_jax.curate.contamination import EvaluationSet
 from ring_jax.curate.difficulty import BANDS
+from ring_jax.curate.embeddings import deciding_settings
 from ring_jax.curate.quarantine import Quarantine
 from ring_jax.curate.read import OpenSource, SourceFile
 from ring_jax.curate.shards import Tally
@@ -67,8 +68,7 @@ def settings(config: CurateConfig) -> dict[str, Any]:
     """Returns the settings that decide the result."""
     tree = dataclasses.asdict(config)
     del tree["output_dir"], tree["scale"], tree["verification"]["num_workers"]
-    del tree["embeddings"]["folder"], tree["embeddings"]["texts_per_request"]
-    tree["embeddings"]["server"] = {"model": config.embeddings.server.model}
+    tree["embeddings"] = deciding_settings(config.embeddings)
     for source in (*tree["sources"].values(), *tree["evaluation_sets"].values()):
         source["path"] = source["path"] and pathlib.Path(source["path"]).name
     return tree

@@ -2,8 +2,9 @@
 """A process that grades what it is sent, under limits; `Sandbox` starts it.
 
 One JSON object per line comes in (`verifier`, `reply`, `answer`, `metadata`; or
-`prepare`, a family of verifiers), one goes out (`correct`, `ready` or `error`). What a
-verifier prints is lost, so that it cannot answer in the worker's name.
+`inputs`, `reply`, `metadata` of a program; or `prepare`, a family of verifiers), one
+goes out (`correct`, `outputs`, `ready` or `error`). What a verifier prints is lost, so
+that it cannot answer in the worker's name.
 """
 
 import contextlib
@@ -64,12 +65,7 @@ def _answer(request: dict) -> dict:
     if "prepare" in request:
         return _prepare(request["prepare"])
     try:
-        verdict = grade(
-            verifier=request["verifier"],
-            reply=request["reply"],
-            answer=request["answer"],
-            metadata=request["metadata"],
-        )
+        return _outputs(request) if "inputs" in request else _verdict(request)
     except JailLostError:
         raise  # this worker cannot make another, so that it ends
     except ConfigError as error:
@@ -78,7 +74,21 @@ def _answer(request: dict) -> dict:
         return {"error": "memory: it asked for more than max_memory_bytes"}
     except _FAILURES as bad:
         return {"error": f"{type(bad).__name__}: {bad}"}
+
+
+def _verdict(request: dict) -> dict:
+    verdict = grade(
+        verifier=request["verifier"],
+        reply=request["reply"],
+        answer=request["answer"],
+        metadata=request["metadata"],
+    )
     return {"correct": verdict.is_correct, "detail": verdict.detail}
+
+
+def _outputs(request: dict) -> dict:
+    asked = (request["reply"], request["inputs"], request["metadata"])
+    return {"outputs": program.run_on(*asked)}
 
 
 def _prepare(family: str) -> dict:

@@ -30,7 +30,9 @@ from ring_jax.config import (
 from ring_jax.curate import curate
 from ring_jax.curate.chat_server import ChatServer
 from ring_jax.curate.journal import Journal, answer_key
-from ring_jax.curate.synthesis import choose_seeds, read_problem, synthesise
+from ring_jax.curate.proposals import read_problem
+from ring_jax.curate.seeds import choose_seeds
+from ring_jax.curate.synthesis import synthesise
 from ring_jax.data.schema import Message, Row, row_from_json
 from tests.curate.test_pipeline import shard_rows
 from tests.loopback_server import Loopback, chat_message, serving
@@ -241,17 +243,6 @@ def test_solutions_agree_by_their_verifier(make_config, tmp_path):
     config = make_config(verifier="match", **settings)
     summary = synthesise(config, tmp_path / "b", open_teacher=open_speller)
     assert summary["rejected"]["pears/consistency/no_majority"] == 1
-
-
-def test_a_coding_task_is_turned_away(make_config, tmp_path):
-    path = tmp_path / "tasks.jsonl"
-    task = {"prompt": "Add two numbers.", "completion": "print(3)", "answer": "1 test"}
-    path.write_text(json.dumps({**task, "verifier": "program"}) + "\n")
-    tasks = RawSourceConfig(path=str(path), licence="CC0-1.0")
-    config = make_config(num_rounds=1)
-    config = dataclasses.replace(config, seeds={**config.seeds, "tasks": tasks})
-    summary = synthesise(config, tmp_path / "out", open_teacher=open_adder)
-    assert summary["rejected"]["tasks/seeds/program"] == 1
 
 
 def test_empty_solutions_have_no_majority(make_config, tmp_path):
