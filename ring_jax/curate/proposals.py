@@ -174,7 +174,8 @@ def _fault(config: SynthesisConfig, row: Row, seed: Row, known: Known) -> Fault 
         if count < least:
             fault = "few_inputs", f"{count} different inputs, min_inputs={least}"
     if fault:
-        return *fault, seed.id
+        reason, detail = fault
+        return reason, detail, seed.id
     return known.meanings.fault(problem) if known.meanings else None
 
 
