@@ -147,7 +147,7 @@ def test_workers_compare_by_meaning_as_one_process_does(cluster, make_config, tm
         teacher = TeacherConfig(url=server.url, model="bag")
         config = make_config(
             embeddings=EmbeddingsConfig(server=teacher, texts_per_request=3),
-            similarity=SimilarityConfig(check="drop", threshold=0.3),
+            similarity=SimilarityConfig(check="drop", threshold=0.1),
         )
         curate(config, alone)
         curate(on(cluster, config, 2), spread)
