@@ -13,8 +13,8 @@ program is run on the inputs of its task, in the jail of the verifier `program`:
 A task that has tests of its own keeps them, all of them: an agreement against one of
 its outputs turns it away.
 
-Source: outputs as what programs are compared by: arXiv:2203.07814, section 4.5; inputs
-of a model's own: arXiv:2207.10397.
+Source: programs grouped by what they give on a model's own inputs, as in AlphaCode
+(arXiv:2203.07814); agreement as a sign of being right, as in CodeT (arXiv:2207.10397).
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from ring_jax.verify import Sandbox, Trial, is_same_result
 
 VERIFIER = "program"
 MAX_INPUT_CHARACTERS = 10_000
+_OF_TEST = ("input", "output")
 _INPUT = re.compile(r"<input>(.*?)</input>", re.DOTALL)
 
 Outputs = Sequence[str | None]
@@ -48,10 +49,15 @@ def read_inputs(reply: str) -> list[str]:
     ]
 
 
-def has_inputs(row: Row) -> bool:
-    """Tells whether programs of a coding task can be compared."""
+def has_tests(row: Row) -> bool:
+    """Tells whether a coding task has inputs, on which programs can be compared."""
     tests = row.metadata.get("tests")
-    return isinstance(tests, list | tuple) and bool(tests)
+    return (
+        isinstance(tests, list | tuple)
+        and bool(tests)
+        and all(isinstance(test, Mapping) for test in tests)
+        and all(isinstance(test.get(key), str) for test in tests for key in _OF_TEST)
+    )
 
 
 def keep_agreeing(

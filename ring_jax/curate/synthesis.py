@@ -280,10 +280,10 @@ class _Synthesis:
 
 
 def _answerable(seed: Row) -> Row | Rejection:
-    if seed.verifier != coding_tasks.VERIFIER or coding_tasks.has_inputs(seed):
+    if seed.verifier != coding_tasks.VERIFIER or coding_tasks.has_tests(seed):
         return seed
-    detail = "its tests are no inputs and outputs, so that no program can be compared"
-    return reject(seed, step="solve", reason="no_inputs", detail=detail)
+    detail = "it has no inputs and outputs that programs could be compared by"
+    return reject(seed, step="solve", reason="no_tests", detail=detail)
 
 
 def _prompt(config: SynthesisConfig, problem: Row) -> str:

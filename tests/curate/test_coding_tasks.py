@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs that agree give a coding task its tests; each runs in the jail."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -19,7 +20,7 @@ from ring_jax.config import (
     VerificationConfig,
 )
 from ring_jax.curate import coding_tasks, curate
-from ring_jax.curate.coding_tasks import keep_agreeing, read_inputs
+from ring_jax.curate.coding_tasks import has_tests, keep_agreeing, read_inputs
 from ring_jax.curate.rows import Rejection
 from ring_jax.curate.synthesis import synthesise
 from ring_jax.data.schema import Message, Row, row_from_json
@@ -201,6 +202,17 @@ def test_results_of_functions_are_compared_as_json():
     assert is_same_result("1.0 2 \n", "1 2", function="")
 
 
+@pytest.mark.parametrize(
+    "tests", ["", "text", [], ["a"], [{"input": "1"}], [{"input": 1, "output": "1"}]]
+)
+def test_odd_tests_are_none(tests):
+    row = make_row([])
+    assert not has_tests(dataclasses.replace(row, metadata={"tests": tests}))
+    assert not has_tests(dataclasses.replace(row, metadata={"check": "assert 1"}))
+    good = {"input": "1", "output": "1"}
+    assert has_tests(dataclasses.replace(row, metadata={"tests": [good]}))
+
+
 # A synthesis
 
 
@@ -271,7 +283,7 @@ def test_coding_tasks_are_made_with_tests_that_a_curation_accepts(config, tmp_pa
     assert summary["rejected"] == {
         "synthesis/consistency/same_output": 1,
         "synthesis/propose/few_inputs": 1,
-        "tasks/solve/no_inputs": 1,
+        "tasks/solve/no_tests": 1,
     }
     rows = [
         row_from_json(json.dumps(row), where="x", defaults={})
