@@ -222,7 +222,7 @@ TASK = "Read numbers on one line and print {what} of them, {n} at most in each l
 def teach(config, journal):
     """A teacher of tasks about sums and maxima; of four programs one is wrong."""
     del config, journal
-    whats = iter(["the sum", "the largest", "the sum again", "the sum", "nothing"] * 9)
+    whats = iter(["the sum", "the largest", "the sum again"])
 
     def generate(prompts, sampling):
         texts = []
@@ -230,14 +230,14 @@ def teach(config, journal):
             if "new coding task" in prompt:
                 assert "write 10 inputs" in prompt
                 what = next(whats)
-                given = [f"<input>{n} {n + 3} 1</input>" for n in range(5)]
+                given = [f"<input>{n} {n + 3} 1</input>" for n in range(4)]
                 given = given[:2] if "again" in what else given
                 task = TASK.format(what=what, n=len(texts))
                 texts.append(f"<problem>{task}</problem>\n" + "\n".join(given))
             else:
                 assert "whole program in one ```python block" in prompt
-                right = {"largest": BY_SUM.replace("sum", "max"), "nothing": WRONG}
-                code = next((c for w, c in right.items() if w in prompt), BY_SUM)
+                name = "max" if "largest" in prompt else "sum"
+                code = BY_SUM.replace("sum", name)
                 texts.append(reply(CRASHES if number % 4 == 3 else code))
         return texts
 
@@ -266,7 +266,7 @@ def config(tmp_path) -> SynthesisConfig:
         seeds={"tasks": RawSourceConfig(path=str(path), licence="CC0-1.0")},
         num_rounds=1,
         solutions_per_problem=4,
-        problems_per_seed=2,
+        problems_per_seed=1,
         answer_seeds="yes",
         verification=VerificationConfig(num_workers=1),
     )
@@ -279,9 +279,8 @@ def read(folder: pathlib.Path, name: str) -> list[dict]:
 def test_coding_tasks_are_made_with_tests_that_a_curation_accepts(config, tmp_path):
     out = tmp_path / "out"
     summary = synthesise(config, out, open_teacher=teach)
-    assert summary["accepted"] == {"seeds": 2, "round 1": 4}
+    assert summary["accepted"] == {"seeds": 2, "round 1": 2}
     assert summary["rejected"] == {
-        "synthesis/consistency/same_output": 1,
         "synthesis/propose/few_inputs": 1,
         "tasks/solve/no_tests": 1,
     }
@@ -290,10 +289,11 @@ def test_coding_tasks_are_made_with_tests_that_a_curation_accepts(config, tmp_pa
         for row in read(out, "problems.jsonl")
     ]
     seeds, made = rows[:2], rows[2:]
+    assert len(made) == 2
     assert [test["output"] for test in seeds[0].metadata["tests"]] == ["3", "5\n"]
     for row in made:
         assert row.verifier == "program" and row.difficulty == 0.25
-        assert row.answer == "5 tests" and len(row.metadata["tests"]) == 5
+        assert row.answer == "4 tests" and len(row.metadata["tests"]) == 4
         name = max if "largest" in row.messages[0].content else sum
         for test in row.metadata["tests"]:
             assert int(test["output"]) == name(map(int, test["input"].split()))
@@ -306,7 +306,7 @@ def test_coding_tasks_are_made_with_tests_that_a_curation_accepts(config, tmp_pa
         tmp_path / "curated",
     )
     by_name = {step["name"]: step for step in manifest["steps"]}
-    assert by_name["verification"]["rows_in"] == 6
+    assert by_name["verification"]["rows_in"] == 4
     assert not by_name["verification"]["removed"]
 
 
