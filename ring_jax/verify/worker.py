@@ -24,6 +24,8 @@ from ring_jax.verify.grade import grade
 PACKAGES = {
     "reasoning_gym": "reasoning_gym",
     "math": "math_verify",
+    "ifbench": "nltk",
+    "ifbench_loose": "nltk",
     "ifeval": "langdetect",
     "ifeval_loose": "langdetect",
 }
