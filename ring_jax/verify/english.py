@@ -13,6 +13,18 @@ from ring_jax.config import ConfigError
 _REMEDY = "run pip install 'ring-jax[curate]'."
 
 
+def prepare() -> None:
+    """Loads everything that takes time, a second or two.
+
+    Raises:
+      ConfigError: a package that one of the functions below needs is missing.
+    """
+    for load in (_sentence_tokenizer, _language_detectors, _tagger):
+        load()
+    for package in ("emoji", "syllapy"):
+        _imported(package, package)
+
+
 def count_sentences(text: str) -> int:
     """Counts sentences with Punkt and its published parameters for English.
 

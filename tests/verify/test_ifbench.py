@@ -536,7 +536,7 @@ def test_a_reply_made_to_take_long_does_not(text):
 
 def test_a_batch_is_graded_by_strict_and_loose_accuracy_in_a_sandbox():
     metadata = row(("words:start_verb", {}), ("format:emoji", {}))
-    reply = "Sure, here:\n**Running is fun 😀.**"
+    reply = "Sure, here:\n**Running is fun 😀**"
     questions = [
         Question(verifier=verifier, reply=reply, answer="", metadata=metadata)
         for verifier in ("ifbench", "ifbench_loose")
