@@ -5,15 +5,19 @@ The cases are our own. Each verdict is compared with the published checker's, an
 those on texts that random changes make of them.
 """
 
+import io
 import json
+import pathlib
+import pickle
 import random
+import sys
 
 import pytest
 
 from ring_jax.config import ConfigError, VerificationConfig
 from ring_jax.data.evaluation_rows import read_rows
 from ring_jax.data.sources.packages import DATA_ONLY
-from ring_jax.verify import Question, grade_all
+from ring_jax.verify import Question, english, grade_all
 from ring_jax.verify.ifbench import INSTRUCTIONS
 from tests.verify import published_ifbench
 
@@ -384,59 +388,12 @@ def test_an_instruction_is_decided_as_the_published_checker_does(
     assert INSTRUCTIONS.followed(text, metadata) == [is_right]
 
 
-PIECES = (
-    *(
-        " ",
-        "  ",
-        "\n",
-        "\n\n",
-        "\t",
-        "\r",
-        "\u00a0",
-        ".",
-        ". ",
-        "? ",
-        "! ",
-        "?!",
-        "...",
-    ),
-    *(",", ";", ":", "-", "*", '"', "'", "“", "”", "‘", "’", ".”", '."', '?"', '!"'),
-    *("(", ")", "[", "]", "{", "}", "<i>", "</i>", "<em>", "</em>", "<stop>", "<prd>"),
-    *(
-        "Dr. ",
-        "U.S. He ",
-        " e.g. ",
-        "Ph.D. ",
-        "a.com",
-        " Inc. But ",
-        " Co. ",
-        "3.5",
-        "7",
-    ),
-    *(
-        "the ",
-        "Rain ",
-        "and ",
-        "she ",
-        "Emma ",
-        "A",
-        "b ",
-        "ing",
-        "NASA ",
-        "rain",
-        " x. ",
-    ),
-    *("二", "ひ", "é", "İ", "ß", "\u0301", "ﬁ", "٣", "😀", "❤️", "‽", "…", "½", "नमस्ते"),
-    *(
-        "Question 2: ",
-        "\nC) so",
-        "14",
-        "Zimbabwe\n",
-        "bald eagle ",
-        "My Answer: ",
-        "00-",
-    ),
-)
+MARKS = r""". |? |! |?!|...|.|,|;|:|-|*|"|'|“|”|‘|’|.”|."|?"|!"|(|)|[|]|{|}|‽|…|  | """
+TAGS = "<i>|</i>|<em>|</em>|<stop>|<prd>|Question 2: |My Answer: |14|Zimbabwe|00-|3.5|7"
+WORDS = "the |Rain |and |she |Emma |A|b |ing|NASA |rain| x. |bald eagle |\nC) so"
+SHORT = "Dr. |U.S. He | e.g. |Ph.D. |a.com| Inc. But | Co. |a.b.c.|e.g. They |... It "
+SIGNS = "\n|\n\n|\t|\r|\u00a0|二|ひ|é|İ|ß|\u0301|ﬁ|٣|½|😀|❤️|नमस्ते"
+PIECES = "|".join((MARKS, TAGS, WORDS, SHORT, SIGNS)).split("|")
 
 
 def changed(text: str, draw: random.Random) -> str:
@@ -520,6 +477,23 @@ def test_a_span_that_begins_at_the_first_word_is_no_random_one():
 def test_a_missing_argument_is_an_error_and_no_verdict():
     with pytest.raises(ConfigError, match="'ifbench': .* lacks 'max_words'"):
         INSTRUCTIONS.followed("a", row(("count:word_count_range", {"min_words": 1})))
+
+
+@pytest.mark.parametrize("package", ["emoji", "syllapy", "textblob_aptagger"])
+def test_a_package_that_is_missing_is_named(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    english._tagger.cache_clear()
+    with pytest.raises(ConfigError, match=f"{package.replace('_', '-')} is missing"):
+        english.prepare()
+
+
+def test_the_weights_of_the_tagger_are_read_without_running_anything():
+    data = ({"i word to": {"TO": 1.5}}, {"to": "TO"}, {"TO"})
+    file = io.BytesIO(pickle.dumps(data, protocol=2))
+    assert english._PlainData(file, encoding="utf-8").load() == data
+    file = io.BytesIO(pickle.dumps(pathlib.PurePosixPath("/"), protocol=2))
+    with pytest.raises(pickle.UnpicklingError, match="PurePosixPath is no plain data"):
+        english._PlainData(file, encoding="utf-8").load()
 
 
 @pytest.mark.parametrize(
