@@ -87,17 +87,14 @@ def _answer(request: dict) -> dict:
 
 def _prepare(family: str) -> dict:
     try:
-        PREPARATIONS.get(family, _nothing)()
+        if family in PREPARATIONS:
+            PREPARATIONS[family]()
         importlib.import_module(PACKAGES.get(family, "json"))
     except ConfigError as error:
         return {"error": str(error)}
     except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return {"ready": True}
-
-
-def _nothing() -> None:
-    pass
 
 
 def limit_memory(max_memory_bytes: int) -> None:
