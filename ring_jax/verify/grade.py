@@ -45,7 +45,7 @@ WHOLE_REPLY = frozenset(
     | {"ifbench", "ifbench_loose", "ifeval", "ifeval_loose"}
 )
 """Verifiers that find the answer in a reply by themselves."""
-ISOLATED = frozenset({"math", "program", "ifbench", "ifbench_loose"})
+ISOLATED = frozenset({"math", "program"})
 """Verifiers that may take long or for ever; a `Sandbox` limits them."""
 COMPARING = frozenset({"number", "choice", "math"})
 """Verifiers that can take the answer of one reply as the gold answer of another."""

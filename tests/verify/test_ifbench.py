@@ -15,10 +15,10 @@ import sys
 
 import pytest
 
-from ring_jax.config import ConfigError, VerificationConfig
+from ring_jax.config import ConfigError
 from ring_jax.data.evaluation_rows import read_rows
 from ring_jax.data.sources.packages import DATA_ONLY
-from ring_jax.verify import Question, english, grade_all
+from ring_jax.verify import Question, Sandbox, english
 from ring_jax.verify.ifbench import INSTRUCTIONS
 from tests.verify import published_ifbench
 
@@ -512,19 +512,19 @@ def test_the_weights_of_the_tagger_are_read_without_running_anything():
     + ["Question 1: a\n" * 4000, "a " * 25_000, " \n" * 25_000, "A." * 25_000],
 )
 def test_a_reply_made_to_take_long_does_not(text):
-    tokenized = ("words:start_verb", "words:words_position", "format:title_case")
-    names = [name for name in CASES if name not in tokenized]
-    metadata = row(*((name, CASES[name][0]) for name in names))
-    assert len(INSTRUCTIONS.followed(text, metadata)) == len(names)
+    metadata = row(*((name, kwargs) for name, (kwargs, _, _) in CASES.items()))
+    assert len(INSTRUCTIONS.followed(text, metadata)) == len(CASES)
 
 
-def test_a_batch_is_graded_by_strict_and_loose_accuracy_in_a_sandbox():
+def test_strict_and_loose_accuracy_are_graded_in_a_sandbox():
     metadata = row(("words:start_verb", {}), ("format:emoji", {}))
     reply = "Sure, here:\n**Running is fun 😀**"
     questions = [
         Question(verifier=verifier, reply=reply, answer="", metadata=metadata)
         for verifier in ("ifbench", "ifbench_loose")
     ]
-    strict, loose = grade_all(questions, config=VerificationConfig(num_workers=1))
+    limits = {"timeout_seconds": 10.0, "max_memory_bytes": 4_000_000_000}
+    with Sandbox(num_workers=1, **limits) as sandbox:
+        strict, loose = sandbox.grade(questions)
     assert (strict.outcome, loose.outcome) == ("wrong", "right")
     assert strict.detail == "1 of 2 not followed: words:start_verb"
