@@ -6,7 +6,8 @@ them. Its quirks are kept, because published scores have them; the comments name
 Three differences, all where those checkers give no verdict of their own: a reply on
 which one ends in an exception does not follow the instruction; an argument is what the
 row says (there, a beginning of 0 in `repeat:repeat_span` is drawn at random); and
-`words:start_verb` takes the tagger that comes in a package (`english.py`).
+`words:start_verb` takes the tagger that comes in a package (`english.py`). As every
+verifier, `grade` leaves out white space around a reply.
 """
 
 from ring_jax.verify.ifbench import counts, customs, formats, words
