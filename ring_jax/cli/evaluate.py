@@ -2,23 +2,23 @@
 """`ring evaluate`: what a model can, by suites whose replies are graded."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import rich.box
 import rich.table
 
-from ring_jax import sharding
-from ring_jax.checkpoint import place
-from ring_jax.checkpoint.trained_model import read_trained_model
 from ring_jax.cli import status
-from ring_jax.cli.asked_model import ONLY_ASKED, load_asked_config, open_run_chat
+from ring_jax.cli.asked_model import (
+    ONLY_ASKED,
+    load_asked_config,
+    open_model,
+    open_run_chat,
+)
 from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.settings import override, require_workdir
@@ -27,7 +27,6 @@ from ring_jax.evaluate.complete import EngineCompleter
 from ring_jax.evaluate.run import evaluate
 from ring_jax.evaluate.server import ServerCompleter
 from ring_jax.evaluate.suites import choose_suites
-from ring_jax.model import abstract_transformer
 
 SUMMARY = "grades what a model says to suites of questions"
 
@@ -110,28 +109,15 @@ def _by_engine(
 ) -> dict[str, Any]:
     chat = open_run_chat(config, workdir)
     use_devices(config)
-    trained = read_trained_model(workdir / "checkpoints")
-    with _mesh(config):
-        completer = EngineCompleter(
-            place(abstract_transformer(trained.config), trained.params),
-            chat,
-            config=config,
-        )
+    with open_model(config, workdir) as (model, step):
         return evaluate(
             suites,
-            completer,
+            EngineCompleter(model, chat, config=config),
             workdir=workdir,
-            label=_label(label or _stage_at(config, trained.step)),
-            model={"name": workdir.resolve().name, "step": trained.step},
+            label=_label(label or _stage_at(config, step)),
+            model={"name": workdir.resolve().name, "step": step},
             config=config.suites,
         )
-
-
-@contextlib.contextmanager
-def _mesh(config: RunConfig) -> Iterator[None]:
-    mesh = sharding.without_context(sharding.make_mesh(config.mesh))
-    with jax.set_mesh(mesh):
-        yield
 
 
 def _stage_at(config: RunConfig, step: int) -> str:
