@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from ring_jax.cli.settings import (
     override,
 )
 from ring_jax.config import (
+    ConfigError,
     DataConfig,
     EvaluateConfig,
     RunConfig,
@@ -94,3 +96,34 @@ def make_engine(
         dtype=config.train.compute_dtype,
         pace=config.generate,
     )
+
+
+def evaluation_label(config: RunConfig, step: int, given: str | None) -> str:
+    """Names an evaluation: as asked, else by the stage that ended at a step.
+
+    Raises:
+      ConfigError: what is asked cannot name a folder.
+    """
+    return check_label(given or _stage_at(config, step))
+
+
+def check_label(label: str) -> str:
+    """Returns a label that can name a folder.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*", label):
+        raise ConfigError(
+            f"--label={label!r} names a folder; use letters, digits, _ . and -."
+        )
+    return label
+
+
+def _stage_at(config: RunConfig, step: int) -> str:
+    end = 0
+    for name, stage in config.stages.items():
+        end += stage.num_steps
+        if end == step:
+            return name
+    return f"step_{step}"

@@ -36,6 +36,7 @@ from ring_jax.config.errors import ConfigError
 from ring_jax.config.evaluate import (
     EvaluateConfig,
     GenerateConfig,
+    LmEvalConfig,
     SuiteConfig,
     SuitesConfig,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "EvaluateConfig",
     "EvaluationSetsConfig",
     "GenerateConfig",
+    "LmEvalConfig",
     "LongRowsConfig",
     "LossConfig",
     "MeshConfig",

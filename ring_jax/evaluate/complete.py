@@ -145,17 +145,18 @@ class EngineCompleter:
                     text=self._chat.spoken(completion.text),
                     stop_reason=completion.stop_reason,
                     num_tokens=len(completion.ids),
-                    num_think_tokens=self._num_think_tokens(completion.ids),
+                    num_think_tokens=num_think_tokens(completion.ids, self._tokenizer),
                 )
 
-    def _num_think_tokens(self, ids: Sequence[int]) -> int:
-        """Counts the tokens inside the first think block, which may have no end."""
-        if not all(map(self._tokenizer.has_special, THINK_TOKENS)):
-            return 0
-        opening, closing = map(self._tokenizer.special_id, THINK_TOKENS)
-        before = ids[: ids.index(closing)] if closing in ids else ids
-        is_thinking = opening in ids or closing in ids
-        return len(before) - before.count(opening) if is_thinking else 0
+
+def num_think_tokens(ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Counts the tokens inside the first think block, which may have no end."""
+    if not all(map(tokenizer.has_special, THINK_TOKENS)):
+        return 0
+    opening, closing = map(tokenizer.special_id, THINK_TOKENS)
+    before = ids[: ids.index(closing)] if closing in ids else ids
+    is_thinking = opening in ids or closing in ids
+    return len(before) - before.count(opening) if is_thinking else 0
 
 
 def room_for(lengths: Sequence[int], wanted: int, positions: int) -> int:
