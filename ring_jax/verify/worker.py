@@ -15,19 +15,23 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 
 from ring_jax.config import ConfigError
 from ring_jax.jail import JailLostError
-from ring_jax.verify import program
+from ring_jax.verify import english, program
 from ring_jax.verify.grade import grade
 
-PACKAGES = {
-    "reasoning_gym": "reasoning_gym",
-    "math": "math_verify",
-    "ifeval": "langdetect",
-    "ifeval_loose": "langdetect",
-}
+PACKAGES = {"reasoning_gym": "reasoning_gym", "math": "math_verify"}
 """Family of verifiers -> the package that it needs, which takes seconds to import."""
+PREPARATIONS = {
+    "program": program.proven_jail,
+    "ifbench": english.prepare,
+    "ifbench_loose": english.prepare,
+    "ifeval": english.prepare,
+    "ifeval_loose": english.prepare,
+}
+"""Family of verifiers -> what is done before its first row, which may take seconds."""
 
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
@@ -83,8 +87,8 @@ def _answer(request: dict) -> dict:
 
 def _prepare(family: str) -> dict:
     try:
-        if family == "program":
-            program.proven_jail()
+        if family in PREPARATIONS:
+            PREPARATIONS[family]()
         importlib.import_module(PACKAGES.get(family, "json"))
     except ConfigError as error:
         return {"error": str(error)}
@@ -106,6 +110,8 @@ def limit_rights() -> None:
     """
     for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(kind, (0, 0))
+    # Where libraries ask for it, Python would look for it by writing a file.
+    tempfile.tempdir = "/tmp"
     # A killed parent leaves no worker behind.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
