@@ -37,6 +37,7 @@ from ring_jax.config.errors import ConfigError
 from ring_jax.config.evaluate import (
     EvaluateConfig,
     GenerateConfig,
+    LmEvalConfig,
     SuiteConfig,
     SuitesConfig,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "EvaluateConfig",
     "EvaluationSetsConfig",
     "GenerateConfig",
+    "LmEvalConfig",
     "LongRowsConfig",
     "LossConfig",
     "MeshConfig",

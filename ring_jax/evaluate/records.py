@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -70,6 +70,21 @@ def begin(
     *,
     model: Mapping[str, Any],
 ) -> None:
+    """Notes what suites are begun with; see `note`."""
+    note(
+        folder,
+        {
+            name: {
+                "model": dict(model),
+                **dataclasses.asdict(suite),
+                "items": digest_of(map(row_to_json, items[name])),
+            }
+            for name, suite in suites.items()
+        },
+    )
+
+
+def note(folder: pathlib.Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Notes what suites are begun with, or holds them against what they were.
 
     Raises:
@@ -78,12 +93,7 @@ def begin(
     """
     path = folder / SETTINGS
     known = read_json(path)
-    for name, suite in suites.items():
-        now = {
-            "model": dict(model),
-            **dataclasses.asdict(suite),
-            "items": _digest(items[name]),
-        }
+    for name, now in settings.items():
         before = known.setdefault(name, now)
         if differences := _differences(before, now):
             raise ConfigError(
@@ -95,10 +105,11 @@ def begin(
     write_json(path, known)
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def digest_of(lines: Iterable[str]) -> str:
+    """Returns a hash of the items of a suite, a line each."""
     total = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        total.update(row_to_json(row).encode("utf-8", "replace") + b"\n")
+    for line in lines:
+        total.update(line.encode("utf-8", "replace") + b"\n")
     return total.hexdigest()
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who answers: our engine as it is asked directly, and a server on this machine."""
 
+import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -57,6 +59,14 @@ def ask(question: str, *, sample: int = 0, **changes) -> Ask:
     return Ask(row=row, sample=sample, **settings)
 
 
+class CountingChat(OurChat):
+    num_rendered = 0
+
+    def prompts(self, conversations):
+        CountingChat.num_rendered += len(conversations)
+        return super().prompts(conversations)
+
+
 def test_an_engine_answers_as_when_it_is_asked_directly(mesh):
     tokenizer = tokenizers.train(["a b c d e f g"] * 20, vocab_size=300)
     model = jax.jit(functools.partial(init_transformer, MODEL))(jax.random.key(0))
@@ -68,8 +78,10 @@ def test_an_engine_answers_as_when_it_is_asked_directly(mesh):
         evaluate=EvaluateConfig(batch_size=2),
         stages=ONLY_ASKED.stages,
     )
-    completer = EngineCompleter(model, OurChat(tokenizer, "ring"), config=run)
+    chat = CountingChat(tokenizer, "ring")
+    completer = EngineCompleter(model, chat, config=run)
     asked = [ask("a b?", sample=number) for number in range(3)]
+    asked = [dataclasses.replace(one, row=asked[0].row) for one in asked]
     asked += [ask("c?", temperature=0.0), ask("long " * 100)]
     rows = [one.row for one in asked]
     # The longest prompt that leaves half of the positions has room for the rest.
@@ -78,6 +90,8 @@ def test_an_engine_answers_as_when_it_is_asked_directly(mesh):
     assert shorter == 128 - len(render(asked[0].row))
     said = {(s.ask.row.id, s.ask.sample): s for s in completer.complete(asked)}
     assert len(said) == 5
+    # Three rows, whose room was asked for twice; to answer, none was rendered again.
+    assert chat.num_rendered == 2 * 3
     engine = Engine(
         model,
         tokenizer,
