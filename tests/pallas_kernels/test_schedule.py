@@ -139,9 +139,16 @@ def test_a_merge_takes_the_definition_of_the_edge_just_taken(num_times):
 
 
 def test_a_loop_without_end_is_refused(monkeypatch):
-    monkeypatch.setattr("pallas_kernels.schedule.timeline.MAX_BUNDLES_RUN", 1000)
-    with pytest.raises(UnknownValueError, match="no end after"):
+    monkeypatch.setattr("pallas_kernels.schedule.timeline.MAX_BLOCKS_RUN", 100)
+    with pytest.raises(UnknownValueError, match="no end after 101 blocks"):
         cycles(*LOOP, scalars={0: np.array(10**6)})
+
+
+def test_a_loop_may_take_long_if_it_turns_seldom():
+    num_bundles, num_times = 10_000, 3_000
+    long = [*LOOP[:4], *[NOTHING] * num_bundles, *LOOP[4:]]
+    expected = 2 + num_times * (8 + num_bundles)
+    assert cycles(*long, scalars={0: np.array(num_times)}) == pytest.approx(expected)
 
 
 def test_a_branch_on_an_operand_that_is_not_given_is_refused():
