@@ -26,8 +26,9 @@ from benchmarks import deduplication, prepare_and_feed
 from benchmarks.billion_rows import billion_rows
 from benchmarks.conditions import conditions
 from ring_jax.data import length_index
-from ring_jax.data.ledger import Change, Geometry, Ledger
+from ring_jax.data.ledger import Ledger
 from ring_jax.data.length_index import LengthIndex
+from ring_jax.data.mixture_table import Change, Geometry
 from ring_jax.data.windows import Windows
 
 SEQ_LEN = 16_384

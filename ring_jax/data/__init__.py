@@ -11,9 +11,9 @@ from ring_jax.data.chat import render_prompt as render_prompt
 from ring_jax.data.chat import render_rows as render_rows
 from ring_jax.data.chat_template import ChatTemplate as ChatTemplate
 from ring_jax.data.chat_template import read_chat_template as read_chat_template
-from ring_jax.data.ledger import Change as Change
 from ring_jax.data.ledger import Ledger as Ledger
 from ring_jax.data.length_index import LengthIndex as LengthIndex
+from ring_jax.data.mixture_table import Change as Change
 from ring_jax.data.pipeline import TrainBatches as TrainBatches
 from ring_jax.data.pipeline import heldout_batches as heldout_batches
 from ring_jax.data.pipeline import prepare as prepare

@@ -15,7 +15,8 @@ from absl import logging
 
 from ring_jax.config import ConfigError, RunConfig
 from ring_jax.data import length_index
-from ring_jax.data.ledger import Ledger, entry_from_json
+from ring_jax.data.ledger import Ledger
+from ring_jax.data.mixture_table import entry_from_json
 from ring_jax.data.prepared import PreparedData
 from ring_jax.data.stage_ledger import continued, open_ledger, stage_identity
 

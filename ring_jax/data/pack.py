@@ -71,7 +71,7 @@ def pack(
     """
     data_config = dataclasses.replace(config.data, packed=None)
     config = dataclasses.replace(config, data=data_config)
-    data = prepared.read(config, folder)
+    data = prepared.read(config, folder, spool_near=folder)
     gate.check(config, data)
     writers = {
         name: StageWriter(config, data, folder, tokens_per_shard, stage=name)

@@ -14,7 +14,8 @@ from ring_jax.batch import Batch
 from ring_jax.config import ConfigError, RunConfig
 from ring_jax.data import chat, evaluation_gate, gate, packed_rows, packing
 from ring_jax.data import prepared as prepared_data
-from ring_jax.data.ledger import Change, Ledger, entry_from_json
+from ring_jax.data.ledger import Ledger
+from ring_jax.data.mixture_table import Change, entry_from_json
 from ring_jax.data.prepared import PreparedData
 from ring_jax.data.stage_ledger import (
     class_weights_table,

@@ -25,6 +25,7 @@ from ring_jax.data.schema import row_to_json
 from ring_jax.data.sources import SourceRows
 from ring_jax.data.sources.record_files import SUFFIX, write_records
 from ring_jax.data.sources.split import prompt_of
+from ring_jax.data.spooled_rows import SpooledRows
 from ring_jax.data.tokenizer import Tokenizer
 
 
@@ -65,7 +66,10 @@ class _Source:
 
 
 def read(
-    config: RunConfig, workdir: str | os.PathLike[str] | None = None
+    config: RunConfig,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    spool_near: pathlib.Path | None = None,
 ) -> PreparedData:
     """Reads all sources, gets the tokenizer, renders every training row, counts tokens.
 
@@ -74,6 +78,8 @@ def read(
       workdir: a run folder; what it, or the folder of packed rows, keeps of rows that
         lie in files is used as long as the files, the tokenizer and the settings are
         the same.
+      spool_near: where all rows are wanted soon, a path on the disk that may hold the
+        tokens of rows in files; None renders these again when they are asked for.
 
     Raises:
       ConfigError: a source or row is bad, no row of a source fits, or the tokenizer
@@ -88,7 +94,11 @@ def read(
         if rows.digest:
             key = _key(config, rows, name=name, tokenizer_digest=digest)
             kept = _kept((workdir, config.data.packed), name, key)
-            read_[name] = _from_files(config, rows, tokenizer, key, kept=kept)
+            read_[name] = (
+                _from_files(config, rows, tokenizer, key, kept=kept)
+                if kept is not None
+                else _counted(config, rows, tokenizer, key, spool_near=spool_near)
+            )
         else:
             read_[name] = _in_memory(config, rows, tokenizer)
         _check_fitting(config, name, read_[name].index)
@@ -167,32 +177,51 @@ def _from_files(
     tokenizer: Tokenizer,
     key: str,
     *,
-    kept: tuple[np.ndarray, LengthReport, LengthIndex] | None,
+    kept: tuple[np.ndarray, LengthReport, LengthIndex],
 ) -> _Source:
-    """Takes rows that stay in their files; each is rendered once to know its length."""
-    policy, template = _policy(config, tokenizer), config.data.template
-    if kept is None:
-        # Eight bytes a row: a range may have ten million.
-        origins, reports = array.array("q"), [LengthReport()]
-        every = render_in_turn(rows.train, tokenizer, template=template)
-        apart = {prompt_of(row) for row in rows.heldout}
-
-        def parts() -> Iterator[tuple[Rendered, float]]:
-            for number, (row, tokens) in enumerate(every):
-                if prompt_of(row) in apart:
-                    continue
-                fitting, reports[0] = policy.fit_counted(tokens, reports[0])
-                for part in fitting:
-                    origins.append(number)
-                    yield part, row.difficulty
-
-        index = length_index.build(parts(), seq_len=config.train.seq_len)
-        kept = np.asarray(origins, np.int64), reports[0], index
+    """Takes rows that stay in their files, and whose lengths are known."""
     origins_C, report, index = kept
     rendered = RenderedRows(
-        rows.train, origins_C, tokenizer, template=template, policy=policy
+        rows.train,
+        origins_C,
+        tokenizer,
+        template=config.data.template,
+        policy=_policy(config, tokenizer),
     )
     return _Source(rendered, origins_C, report, index, key)
+
+
+def _counted(
+    config: RunConfig,
+    rows: SourceRows,
+    tokenizer: Tokenizer,
+    key: str,
+    *,
+    spool_near: pathlib.Path | None,
+) -> _Source:
+    """Renders each row in files once, to know its length."""
+    policy, template = _policy(config, tokenizer), config.data.template
+    # Eight bytes a row: a range may have ten million.
+    origins, reports = array.array("q"), [LengthReport()]
+    every = render_in_turn(rows.train, tokenizer, template=template)
+    apart = {prompt_of(row) for row in rows.heldout}
+    spooled = None if spool_near is None else SpooledRows(spool_near)
+
+    def parts() -> Iterator[tuple[Rendered, float]]:
+        for number, (row, tokens) in enumerate(every):
+            if prompt_of(row) in apart:
+                continue
+            fitting, reports[0] = policy.fit_counted(tokens, reports[0])
+            for part in fitting:
+                origins.append(number)
+                if spooled is not None:
+                    spooled.append(part)
+                yield part, row.difficulty
+
+    index = length_index.build(parts(), seq_len=config.train.seq_len)
+    kept = np.asarray(origins, np.int64), reports[0], index
+    source = _from_files(config, rows, tokenizer, key, kept=kept)
+    return source if spooled is None else dataclasses.replace(source, rendered=spooled)
 
 
 def _policy(config: RunConfig, tokenizer: Tokenizer) -> LengthPolicy:

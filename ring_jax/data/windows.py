@@ -20,7 +20,8 @@ import numpy as np
 
 from ring_jax.config import TOKEN_CLASSES, ConfigError
 from ring_jax.data import packing
-from ring_jax.data.ledger import Ledger, WindowRows
+from ring_jax.data.ledger import Ledger
+from ring_jax.data.mixture_course import WindowRows
 from ring_jax.data.walk import Place, shuffled
 
 MAX_DELAY = 4

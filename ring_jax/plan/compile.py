@@ -39,6 +39,7 @@ OTHER_ROOMS = {
     "data",
     "evaluate",
     "generate",
+    "jail",
     "report",
     "verify",
 }

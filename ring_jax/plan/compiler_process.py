@@ -5,11 +5,13 @@ libtpu takes its flags when it is loaded, so each compilation has a process. The
 comes on standard input as JSON; what was found goes into the folder named there.
 """
 
+import ctypes
 import dataclasses
 import gzip
 import json
 import pathlib
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -28,10 +30,13 @@ from ring_jax.train.optimizer import make_optimizer
 from ring_jax.train.step import make_train_step
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Compiles what the request names; a user's mistake is a reply, too."""
+    # A killed command would leave minutes of work for nobody. (libtpu needs Linux.)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     request = json.load(sys.stdin)
     folder = pathlib.Path(request["folder"])
     try:

@@ -8,8 +8,9 @@ import pytest
 
 from ring_jax.config import CurriculumConfig
 from ring_jax.data import length_index
-from ring_jax.data.ledger import Change, Geometry, Ledger
+from ring_jax.data.ledger import Ledger
 from ring_jax.data.length_index import LengthIndex
+from ring_jax.data.mixture_table import Change, Geometry
 
 TRAINED = (False, True, True, True, True)
 """All classes but prompts."""

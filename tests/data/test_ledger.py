@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from benchmarks.billion_rows import billion_rows
 from ring_jax.config import ConfigError, CurriculumConfig
-from ring_jax.data.ledger import Change, Ledger, entry_from_json
+from ring_jax.data.ledger import Ledger
 from ring_jax.data.length_index import NUM_BANDS, LengthIndex
+from ring_jax.data.mixture_table import Change, entry_from_json
 from ring_jax.data.windows import Windows
 
 MIXTURE = {"long": 3.0, "short": 2.0, "mid": 1.0}

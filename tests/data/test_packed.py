@@ -30,7 +30,7 @@ from ring_jax.config import (
 )
 from ring_jax.data import pack, packed_rows, packing, pipeline, prepared
 from ring_jax.data.chat import Rendered
-from ring_jax.data.ledger import Change
+from ring_jax.data.mixture_table import Change
 from ring_jax.data.prepared import PreparedData
 from ring_jax.data.schema import row_to_json
 from ring_jax.data.sources.record_files import RecordFiles, write_records
@@ -447,6 +447,28 @@ def test_a_run_on_packed_rows_renders_none_of_its_files(tmp_path, monkeypatch):
     with opened(packed_config, data) as batches:
         for batch in expected:
             assert_same(next(batches), batch)
+
+
+def test_rows_in_files_are_tokenized_once_to_be_packed(tmp_path, monkeypatch):
+    from_files = curated(tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a row was rendered again")
+
+    with opened(from_files, pipeline.prepare(from_files, tmp_path / "a")) as batches:
+        expected = take(batches, 10)
+    monkeypatch.setattr(prepared.RenderedRows, "take", refuse)
+    pack.pack(from_files, tmp_path / "packed", tokens_per_shard=1)
+    packed_config = dataclasses.replace(
+        from_files,
+        data=dataclasses.replace(from_files.data, packed=str(tmp_path / "packed")),
+    )
+    data = pipeline.prepare(packed_config, tmp_path / "b")
+    with opened(packed_config, data) as batches:
+        for batch in expected:
+            assert_same(next(batches), batch)
+    left = {path.name for path in (tmp_path / "packed").iterdir()}
+    assert not [name for name in left if name.startswith("tmp")]
 
 
 def curated(tmp_path: pathlib.Path) -> RunConfig:

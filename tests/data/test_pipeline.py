@@ -26,7 +26,7 @@ from ring_jax.config import (
     TrainConfig,
 )
 from ring_jax.data import chat, mixture_file, packing, pipeline
-from ring_jax.data.ledger import Change
+from ring_jax.data.mixture_table import Change
 from ring_jax.data.prepared import PreparedData
 from ring_jax.data.stage_ledger import open_ledger
 from ring_jax.data.windows import Windows

@@ -3,7 +3,10 @@
 
 import json
 import os
+import pathlib
+import signal
 import subprocess
+import sys
 import time
 
 import jax
@@ -217,3 +220,54 @@ def test_gradients_accumulate_on_a_tpu(small_run, cache):
     found = compile_step(small_run(num_microbatches=2), POD, cache=cache)
     assert isinstance(found, CompiledStep)
     assert found.undonated == ()
+
+
+COMMAND = """
+import subprocess, sys
+compiler = [sys.executable, "-m", "ring_jax.plan.compiler_process"]
+process = subprocess.Popen(compiler)
+print(process.pid, flush=True)
+process.wait()
+"""
+
+
+def test_the_compiler_ends_with_the_command_that_asked_it():
+    command = subprocess.Popen(
+        [sys.executable, "-c", COMMAND],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert command.stdin is not None and command.stdout is not None
+    # A pipe that nobody closes: only the signal can end the compiler.
+    with command.stdin, command.stdout:
+        compiler = int(command.stdout.readline())
+        wait_until(lambda: waits_for_its_request(compiler))
+        assert is_running(compiler)
+        command.send_signal(signal.SIGKILL)
+        command.wait()
+        wait_until(lambda: not is_running(compiler))
+
+
+def waits_for_its_request(process: int) -> bool:
+    """Tells whether it reads standard input, which `main` does after all else."""
+    number, *arguments = (
+        pathlib.Path(f"/proc/{process}/syscall").read_text("utf-8").split()
+    )
+    # The number of read() on x86 and on ARM.
+    return number in ("0", "63") and arguments[0] == "0x0"
+
+
+def is_running(process: int) -> bool:
+    try:
+        stat = pathlib.Path(f"/proc/{process}/stat").read_text("utf-8")
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(happened) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
