@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of one compilation, started by `compile.py` with libtpu's flags set.
+"""The process of one compilation, started by `compiler.py` with libtpu's flags set.
 
 A pickled request comes on standard input, and the reply goes to the file that it names.
 It runs in the environment of a kernel's own packages, which need not be ours.
