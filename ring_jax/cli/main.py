@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from ring_jax import __version__
 from ring_jax.cli import status
+from ring_jax.cli.platforms import skip_absent_tpu
 from ring_jax.config import ConfigError
 
 VERBS = {
@@ -80,6 +81,7 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         advice = _nearest(verb, VERBS) or f"Verbs are {', '.join(VERBS)}."
         raise ConfigError(f"{verb!r} is no verb of ring. {advice}")
+    skip_absent_tpu(os.environ)
     module = import_verb(verb)
     code = module.run(_parse(verb, rest, module.add_arguments))
     # Inside main's `try`, so that a full disk or a closed pipe is noticed there.

@@ -54,12 +54,16 @@ def print_plan(plan: Plan, rates: Rates, console: rich.console.Console) -> None:
     console.print(_summary_table(plan, rates))
     if unknown := [name for name, count in plan.time.loops.items() if count is None]:
         console.print(f"not counted, their length depends on data: {unknown}")
-    if kernels := [o.name for o in plan.time.operations if o.source == "unknown"]:
+    if reasons := _unknown(plan):
         console.print(
             "the step takes longer than this: these kernels, whose way is not known, "
-            f"count by their bytes alone: {', '.join(kernels)}",
+            "count by their bytes alone",
+            *reasons,
+            sep="\n  ",
             style="bold red",
             soft_wrap=True,
+            # Reasons quote the compiler's code, which has brackets.
+            markup=False,
         )
     if plan.step.undonated:
         console.print(
@@ -133,12 +137,18 @@ def summary(plan: Plan, rates: Rates) -> dict[str, Any]:
         "save_seconds": plan.save_seconds(rates.storage_bytes_per_second),
         "chip_hours_per_billion_tokens": plan.chip_hours_per_billion_tokens,
         "undonated": list(step.undonated),
+        "kernels_unknown": _unknown(plan),
     }
     if rates.chip_hour is not None:
         found["usd_per_billion_tokens"] = (
             rates.chip_hour * plan.chip_hours_per_billion_tokens
         )
     return found
+
+
+def _unknown(plan: Plan) -> list[str]:
+    """Says of each kernel that could not be executed why, the longest first."""
+    return [o.reason for o in plan.time.operations if o.source == "unknown"]
 
 
 def _memory_table(memory: Memory) -> rich.table.Table:

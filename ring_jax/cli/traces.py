@@ -11,7 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ring_jax.cli import status
-from ring_jax.cli.asked_model import load_asked_config, open_engine, open_run_chat
+from ring_jax.cli.asked_model import (
+    load_asked_config,
+    make_engine,
+    open_model,
+    open_run_chat,
+)
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.settings import override, require_workdir
 from ring_jax.config import ConfigError, RunConfig, TeacherSamplingConfig, TraceConfig
@@ -211,9 +216,9 @@ def _open_run(
     chat = open_run_chat(run, workdir)
     use_devices(run)
     num_slots = min(run.evaluate.batch_size, num_requests)
-    opened = open_engine(run, workdir, chat, num_slots=num_slots)
-    engine, step = stack.enter_context(opened)
-    model = f"{workdir.resolve().name}@{step}"
+    opened = stack.enter_context(open_model(run, workdir))
+    engine = make_engine(opened.model, chat, run, num_slots=num_slots)
+    model = f"{workdir.resolve().name}@{opened.step}"
 
     def open_ask(journal: Journal) -> Ask:
         return _EngineAsk(engine, chat, run, sampling, (model, journal))

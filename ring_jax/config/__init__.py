@@ -17,6 +17,7 @@ from ring_jax.config.curate import (
     RawSourceConfig,
     ScaleConfig,
     ScreenConfig,
+    SimilarityConfig,
     TaxonomyConfig,
 )
 from ring_jax.config.data import (
@@ -36,6 +37,7 @@ from ring_jax.config.errors import ConfigError
 from ring_jax.config.evaluate import (
     EvaluateConfig,
     GenerateConfig,
+    LmEvalConfig,
     SuiteConfig,
     SuitesConfig,
 )
@@ -47,9 +49,11 @@ from ring_jax.config.model import (
     model_identity,
 )
 from ring_jax.config.run import MeshConfig, RunConfig, run_config_from_json
+from ring_jax.config.server import EmbeddingsConfig, TeacherConfig
 from ring_jax.config.teacher import (
+    CodingConfig,
+    NoveltyConfig,
     SynthesisConfig,
-    TeacherConfig,
     TeacherSamplingConfig,
     TraceConfig,
 )
@@ -72,6 +76,7 @@ from ring_jax.config.verify import VerificationConfig
 
 __all__ = [
     "CONVERSATION_KINDS",
+    "CodingConfig",
     "ConfigError",
     "ConsistencyConfig",
     "ContaminationConfig",
@@ -80,15 +85,18 @@ __all__ = [
     "DataConfig",
     "DifficultyConfig",
     "DuplicatesConfig",
+    "EmbeddingsConfig",
     "EvaluateConfig",
     "EvaluationSetsConfig",
     "GenerateConfig",
+    "LmEvalConfig",
     "LongRowsConfig",
     "LossConfig",
     "MeshConfig",
     "MixtureChangeConfig",
     "ModelConfig",
     "MoeConfig",
+    "NoveltyConfig",
     "OptimizerConfig",
     "PackingConfig",
     "PurifyConfig",
@@ -96,6 +104,7 @@ __all__ = [
     "RunConfig",
     "ScaleConfig",
     "ScreenConfig",
+    "SimilarityConfig",
     "SourceConfig",
     "StageConfig",
     "SuiteConfig",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ring_jax.config.data import check_ngrams, check_virtual
 from ring_jax.config.errors import ConfigError
+from ring_jax.config.server import EmbeddingsConfig
 from ring_jax.config.verify import VerificationConfig
 
 
@@ -117,6 +118,28 @@ class ContaminationConfig:
 
     def __post_init__(self):
         check_ngrams(self.shortest_ngram, self.ngram)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SimilarityConfig:
+    """Questions that mean what an evaluation item means, in other words."""
+
+    check: Literal["drop", "keep"] = "keep"
+    """`drop` asks the server of `embeddings` for a vector of each question."""
+    threshold: float = 0.9
+    """Cosine of two vectors from which their questions mean the same. Models differ:
+    look at the pairs of a small curation first."""
+    max_items_alike: int = 8
+    """An item that more other items of its set are as near to is told from them by its
+    numbers or names alone, which vectors hardly see; it is compared by words only."""
+
+    def __post_init__(self):
+        if not 0.0 < self.threshold <= 1.0:
+            raise ConfigError(f"threshold={self.threshold} must be in (0, 1].")
+        if self.max_items_alike < 0:
+            raise ConfigError(
+                f"max_items_alike={self.max_items_alike} must not be negative."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,6 +264,9 @@ class CurateConfig:
     contamination: ContaminationConfig = dataclasses.field(
         default_factory=ContaminationConfig
     )
+    embeddings: EmbeddingsConfig = dataclasses.field(default_factory=EmbeddingsConfig)
+    """Read by `similarity` alone."""
+    similarity: SimilarityConfig = dataclasses.field(default_factory=SimilarityConfig)
     consistency: ConsistencyConfig = dataclasses.field(
         default_factory=ConsistencyConfig
     )
@@ -255,6 +281,11 @@ class CurateConfig:
     def __post_init__(self):
         if not self.sources:
             raise ConfigError("sources is empty; a curation needs at least one.")
+        if self.similarity.check == "drop" and not self.evaluation_sets:
+            raise ConfigError(
+                "similarity.check='drop' has nothing to compare with; name a set in "
+                "evaluation_sets, or set it to 'keep'."
+            )
         for name in ("shard_rows", "chunk_rows", "max_row_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")

@@ -109,6 +109,24 @@ class SuiteConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LmEvalConfig:
+    """How `ring evaluate --lm-eval` asks the tasks of lm-eval."""
+
+    prompts: Literal["chat", "text"] = "chat"
+    """`chat`: under the model's chat template, each example a turn; `text`: as a task
+    writes it."""
+    num_fewshot: int | None = None
+    """Examples in front of an item; None: as the task says."""
+    group: Literal["reasoning", "general"] = "general"
+    """Of all tasks of a command, for comparisons; so is the next."""
+    capability: str = "lm-eval"
+
+    def __post_init__(self):
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ConfigError(f"num_fewshot={self.num_fewshot} must not be negative.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SuitesConfig:
     """What is asked, beside or instead of the settings of the suites."""
 
@@ -129,3 +147,4 @@ class SuitesConfig:
         default_factory=VerificationConfig
     )
     """Workers that grade, and their limits."""
+    lm_eval: LmEvalConfig = dataclasses.field(default_factory=LmEvalConfig)

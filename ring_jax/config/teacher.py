@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of who answers: servers, traces, synthesis of problems."""
+"""Settings of what a teacher makes: traces, and new problems."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,41 +7,8 @@ from typing import Literal
 
 from ring_jax.config.curate import RawSourceConfig
 from ring_jax.config.errors import ConfigError
+from ring_jax.config.server import EmbeddingsConfig, TeacherConfig
 from ring_jax.config.verify import VerificationConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherConfig:
-    """A server that answers prompts by OpenAI's chat-completions protocol."""
-
-    url: str = ""
-    """Up to the version, such as `http://localhost:8000/v1`."""
-    model: str = ""
-    """As the server calls it."""
-    key_variable: str = ""
-    """Environment variable that holds the server's key; empty: none is sent."""
-    num_parallel: int = 8
-    """Requests under way at once."""
-    requests_per_minute: float = 0.0
-    """At most, tries again included; 0 is any number."""
-    timeout_seconds: float = 900.0
-    """Without a byte from the server."""
-    max_tries: int = 6
-    """Of one request that the server fails to answer."""
-    first_wait_seconds: float = 1.0
-    """Before the second try; doubles with each, up to two minutes."""
-
-    def __post_init__(self):
-        if self.num_parallel < 1 or self.max_tries < 1 or self.timeout_seconds <= 0:
-            raise ConfigError(
-                f"num_parallel={self.num_parallel} and max_tries={self.max_tries} must "
-                f"be at least 1, timeout_seconds={self.timeout_seconds} above 0."
-            )
-        if self.requests_per_minute < 0 or self.first_wait_seconds < 0:
-            raise ConfigError(
-                f"requests_per_minute={self.requests_per_minute} and "
-                f"first_wait_seconds={self.first_wait_seconds} must not be negative."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +69,56 @@ class TraceConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class NoveltyConfig:
+    """New problems that mean what a seed or an earlier problem means."""
+
+    check: Literal["drop", "keep"] = "keep"
+    """`drop` asks the server of `embeddings` for a vector of each problem."""
+    threshold: float = 0.95
+    """Cosine of two vectors from which their problems are the same. Models differ: look
+    at the pairs in `rejected.jsonl`."""
+
+    def __post_init__(self):
+        if not 0.0 < self.threshold <= 1.0:
+            raise ConfigError(f"threshold={self.threshold} must be in (0, 1].")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CodingConfig:
+    """New problems whose solutions are programs: those of seeds that are."""
+
+    problem_prompt: str = (
+        "Here is a coding task:\n\n{problem}\n\nWrite one new coding task on the same "
+        "topic, not easier, that a reader can solve without this one. Its program "
+        "reads standard input and prints its answer. Say what it reads and prints, in "
+        "which form and within which limits, so that each input has a single right "
+        "output. Write the task between <problem> and </problem>. Below it write "
+        "{num_inputs} inputs within the limits, small and large ones, and such that "
+        "careless programs get wrong, each between <input> and </input>. Write no "
+        "outputs."
+    )
+    """`{problem}` stands for the seed."""
+    solution_prompt: str = (
+        "{problem}\n\nWrite a program in Python, with the standard library alone; it "
+        "reads standard input and prints, unless the task asks for a function. Reason "
+        "step by step, and end with the whole program in one ```python block."
+    )
+    """`{problem}` stands for the problem; the row asks for the problem alone."""
+    num_inputs: int = 10
+    """That the teacher is asked to write."""
+    min_inputs: int = 4
+    """On which most programs end well; these become the tests."""
+
+    def __post_init__(self):
+        _check_prompts(self)
+        if not 2 <= self.min_inputs <= self.num_inputs:
+            raise ConfigError(
+                f"min_inputs={self.min_inputs} must be from 2 to num_inputs="
+                f"{self.num_inputs}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SynthesisConfig:
     """Problems that a teacher makes of problems, kept where its solutions agree.
 
@@ -125,6 +142,10 @@ class SynthesisConfig:
     """The most frequent answer must have more than this share of the solutions."""
     max_similarity: float = 0.8
     """Of five-word runs that a problem may share with its seed (Jaccard)."""
+    novelty: NoveltyConfig = dataclasses.field(default_factory=NoveltyConfig)
+    embeddings: EmbeddingsConfig = dataclasses.field(default_factory=EmbeddingsConfig)
+    """Read by `novelty` alone."""
+    coding: CodingConfig = dataclasses.field(default_factory=CodingConfig)
     batch_problems: int = 64
     """Problems that are solved together; their solutions are held in memory."""
     problem_prompt: str = (
@@ -171,6 +192,11 @@ class SynthesisConfig:
                 f"num_rounds={self.num_rounds} with answer_seeds={self.answer_seeds!r} "
                 "makes nothing; set one of them."
             )
-        for name in ("problem_prompt", "solution_prompt"):
-            if "{problem}" not in getattr(self, name):
-                raise ConfigError(f"{name} has no {{problem}}; put it where it goes.")
+        _check_prompts(self)
+
+
+def _check_prompts(config: CodingConfig | SynthesisConfig) -> None:
+    """Raises ConfigError where a prompt has no place for its problem."""
+    for name in ("problem_prompt", "solution_prompt"):
+        if "{problem}" not in getattr(config, name):
+            raise ConfigError(f"{name} has no {{problem}}; put it where it goes.")

@@ -29,7 +29,8 @@ from ring_jax.data.overlap import (
 from ring_jax.data.schema import Row
 
 STEP = "contamination"
-_SHOWN_CHARACTERS = 300
+SHOWN_CHARACTERS = 300
+"""Of an evaluation item."""
 
 QUESTION_FIELDS = ("problem", "question", "prompt", "instruction", "text", "input")
 """Where evaluation files keep the question, the first that is there."""
@@ -136,7 +137,7 @@ def find_contamination(rows: Sequence[Row], *, index: Index) -> list[Row | Rejec
 
 
 def _reject(row: Row, found: Overlap) -> Rejection:
-    shown = found.question[:_SHOWN_CHARACTERS]
+    shown = found.question[:SHOWN_CHARACTERS]
     return reject(
         row,
         step=STEP,

@@ -18,9 +18,11 @@ from ring_jax.curate import duplicates, taxonomy
 from ring_jax.curate.chunks import Chunk
 from ring_jax.curate.contamination import EvaluationSet
 from ring_jax.curate.difficulty import BANDS
+from ring_jax.curate.embeddings import deciding_settings
 from ring_jax.curate.quarantine import Quarantine
 from ring_jax.curate.read import OpenSource, SourceFile
 from ring_jax.curate.shards import Tally
+from ring_jax.curate.similarity import Items
 
 MANIFEST = "manifest.json"
 REPORT = "report.html"
@@ -36,6 +38,8 @@ class Opened:
 
     sources: Sequence[OpenSource]
     evaluation_sets: Sequence[EvaluationSet]
+    items: Items | None = None
+    """Evaluation items that rows are compared with by meaning, if they are."""
 
 
 def make_plan(config: CurateConfig, opened: Opened) -> dict[str, Any]:
@@ -64,6 +68,7 @@ def settings(config: CurateConfig) -> dict[str, Any]:
     """Returns the settings that decide the result."""
     tree = dataclasses.asdict(config)
     del tree["output_dir"], tree["scale"], tree["verification"]["num_workers"]
+    tree["embeddings"] = deciding_settings(config.embeddings)
     for source in (*tree["sources"].values(), *tree["evaluation_sets"].values()):
         source["path"] = source["path"] and pathlib.Path(source["path"]).name
     return tree
@@ -116,6 +121,7 @@ def make_manifest(
         "evaluation_sets": {
             known.name: {
                 "num_items": len(known.items),
+                "num_by_words_only": _by_words_only(known, opened.items),
                 "files": [dataclasses.asdict(file) for file in known.files],
             }
             for known in opened.evaluation_sets
@@ -132,6 +138,10 @@ def make_manifest(
         else {},
         "settings": settings(config),
     }
+
+
+def _by_words_only(known: EvaluationSet, items: Items | None) -> int:
+    return items.num_left_out[known.name] if items else len(known.items)
 
 
 def _source(

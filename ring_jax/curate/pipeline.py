@@ -31,11 +31,13 @@ from ring_jax.curate import (
     duplicates,
     purify,
     screen,
+    similarity,
     taxonomy,
     verification,
 )
 from ring_jax.curate.chunks import Chunk, ChunkJob, chunk_jobs
 from ring_jax.curate.contamination import EvaluationSet, read_evaluation_set
+from ring_jax.curate.embeddings import open_embedder
 from ring_jax.curate.engines import Engine, open_engine
 from ring_jax.curate.manifest import (
     MANIFEST,
@@ -73,7 +75,8 @@ def curate(config: CurateConfig, folder: pathlib.Path) -> Manifest:
         if (folder / MANIFEST).exists():
             shutil.rmtree(work)
             return load_manifest(folder)
-        steps = functools.partial(open_steps, config, opened.evaluation_sets)
+        items = _open_items(config, opened, work.resolve())
+        steps = functools.partial(open_steps, config, opened.evaluation_sets, items)
         make_workbench = functools.partial(Workbench, config, steps)
         with open_engine(config.scale, make_workbench) as engine:
             # Where a worker starts, a relative path is another one.
@@ -82,6 +85,7 @@ def curate(config: CurateConfig, folder: pathlib.Path) -> Manifest:
             removed = duplicates.find_duplicates(
                 _all_keys(chunks, work), config=config.duplicates
             )
+            opened = dataclasses.replace(opened, items=items)
             manifest = _write_all(
                 config, opened, chunks, removed, engine=engine, folder=folder.resolve()
             )
@@ -109,21 +113,33 @@ def open_evaluation_sets(config: CurateConfig) -> list[EvaluationSet]:
     ]
 
 
+def _open_items(
+    config: CurateConfig, opened: Opened, work: pathlib.Path
+) -> similarity.Items | None:
+    if config.similarity.check == "keep":
+        return None
+    return similarity.open_items(config, opened.evaluation_sets, work=work)
+
+
 @contextlib.contextmanager
 def open_steps(
-    config: CurateConfig, evaluation_sets: Sequence[EvaluationSet]
+    config: CurateConfig,
+    evaluation_sets: Sequence[EvaluationSet],
+    items: similarity.Items | None = None,
 ) -> Iterator[Mapping[str, Step]]:
     """Gives the steps that `config` asks for, in order, and ends what they started.
 
-    The cheap ones come first; duplicates are no step of a chunk.
+    The cheap ones come first; duplicates are no step of a chunk. Without `items`, rows
+    are not compared by meaning.
     """
     with contextlib.ExitStack() as stack:
-        yield dict(_steps(config, evaluation_sets, stack))
+        yield dict(_steps(config, evaluation_sets, items, stack))
 
 
 def _steps(
     config: CurateConfig,
     evaluation_sets: Sequence[EvaluationSet],
+    items: similarity.Items | None,
     stack: contextlib.ExitStack,
 ) -> Iterator[tuple[str, Step]]:
     yield screen.STEP, functools.partial(screen.screen, config=config.screen)
@@ -148,6 +164,15 @@ def _steps(
     if config.verification.check == "drop":
         judge = functools.partial(verification.verify, sandbox=sandbox, config=settings)
         yield verification.STEP, judge
+    if items:
+        embed = stack.enter_context(open_embedder(config.embeddings, items.folder))
+        compare = functools.partial(
+            similarity.find_similar,
+            items=items,
+            embed=embed,
+            config=config.similarity,
+        )
+        yield similarity.STEP, compare
     yield (
         "difficulty",
         functools.partial(difficulty.grade_difficulty, config=config.difficulty),

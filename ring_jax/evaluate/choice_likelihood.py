@@ -6,17 +6,15 @@ can be compared; it is no accuracy of what a model says, and never stands for on
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from itertools import batched, pairwise
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
 
-import jax
 import numpy as np
+from jax.typing import DTypeLike
 
-from ring_jax.batch import Batch
-from ring_jax.config import ConfigError, TrainConfig
+from ring_jax.config import ConfigError
 from ring_jax.data.tokenizer import Tokenizer
-from ring_jax.evaluate.heldout_loss import on_mesh, source_sums
+from ring_jax.evaluate.token_likelihood import Continuation, score
 from ring_jax.model import Transformer
 
 
@@ -49,37 +47,30 @@ def score_choices(
     questions: Sequence[ChoiceQuestion],
     *,
     tokenizer: Tokenizer,
-    config: TrainConfig,
-    pad_id: int,
+    dtype: DTypeLike,
+    max_rows: int,
 ) -> list[ChoiceScores]:
     """Scores the options of each question; a mesh is in force.
-
-    log p(option | context) = sum over the option's tokens t of log p(t | all before).
 
     Args:
       model: the parameters, float32.
       questions: with two options or more each.
       tokenizer: of the model; context and option are tokenized together, as lm-eval
         0.4.13 does, and parted where the context's own tokens end.
-      config: `global_batch_size` options are scored at once, in rows of `seq_len`
-        tokens, with `compute_dtype`.
-      pad_id: token of the padding.
+      dtype: compute type of the layers.
+      max_rows: options that are read at once, see `token_likelihood.score`.
 
     Raises:
-      ConfigError: a question with its option is longer than a row, or an option or a
-        context has no token.
+      ConfigError: a question with its option is longer than the model's positions, or
+        an option or a context has no token.
     """
-    rows = [
-        _row_of(question, option, tokenizer, config.seq_len)
+    continuations = [
+        _continuation_of(question, option, tokenizer)
         for question in questions
         for option in question.options
     ]
-    batches = batched(rows, config.global_batch_size)
-    sums = [
-        likelihood
-        for part in batches
-        for likelihood in _likelihoods(model, part, config, pad_id)
-    ]
+    scored = score(model, continuations, dtype=dtype, max_rows=max_rows)
+    sums = [one.log_likelihood for one in scored]
     counts = [len(question.options) for question in questions]
     edges = np.cumsum([0, *counts]).tolist()
     return [
@@ -88,51 +79,19 @@ def score_choices(
     ]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _OptionRow:
-    ids: list[int]
-    num_context: int
-
-
-def _row_of(
-    question: ChoiceQuestion, option: str, tokenizer: Tokenizer, seq_len: int
-) -> _OptionRow:
+def _continuation_of(
+    question: ChoiceQuestion, option: str, tokenizer: Tokenizer
+) -> Continuation:
     context = question.context.rstrip()
     blank = question.context[len(context) :]
     ids = tokenizer.encode(context + blank + option)
     num_context = len(tokenizer.encode(context))
-    if not option.strip() or not 0 < num_context < len(ids) <= seq_len:
+    if not option.strip() or not 0 < num_context < len(ids):
         raise ConfigError(
             f"choice {question.context[-40:]!r} + {option[:40]!r}: {num_context} of "
-            f"{len(ids)} tokens are context; both parts need a token, and the whole "
-            f"may have train.seq_len={seq_len}. Raise seq_len or leave the item out."
+            f"{len(ids)} tokens are context; both parts need a token."
         )
-    return _OptionRow(ids, num_context)
-
-
-def _likelihoods(
-    model: Transformer, rows: Sequence[_OptionRow], config: TrainConfig, pad_id: int
-) -> Iterator[float]:
-    # Each option is a source of its own: the held-out loss by source is its sum.
-    shape = (config.global_batch_size, config.seq_len)
-    ids_BT = np.full(shape, pad_id, np.int32)
-    segments_BT, weights_BT = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    for place, row in enumerate(rows):
-        ids_BT[place, : len(row.ids)] = row.ids
-        segments_BT[place, : len(row.ids)] = 1
-        weights_BT[place, row.num_context : len(row.ids)] = 1
-    numbers_B, positions_T = (np.arange(size, dtype=np.int32) for size in shape)
-    arrays: dict[str, Any] = {
-        "ids_BT": ids_BT,
-        "segments_BT": segments_BT,
-        "positions_BT": np.where(segments_BT, positions_T, 0),
-        "classes_BT": np.zeros(shape, np.int32),
-        "sources_BT": np.broadcast_to(numbers_B[:, None], shape),
-        "weights_BT": weights_BT,
-    }
-    batch = Batch(**arrays)
-    sums_2B = jax.device_get(source_sums(model, on_mesh(batch), config, shape[0]))
-    yield from (-float(total) for total in sums_2B[0, : len(rows)])
+    return Continuation(ids, num_context)
 
 
 def _scores(question: ChoiceQuestion, likelihoods: tuple[float, ...]) -> ChoiceScores:

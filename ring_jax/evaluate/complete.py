@@ -9,7 +9,7 @@ from ring_jax.config import EvaluateConfig, RunConfig
 from ring_jax.data.chat_format import ChatFormat
 from ring_jax.data.chat_template import Failure
 from ring_jax.data.schema import Row
-from ring_jax.data.tokenizer import THINK_TOKENS
+from ring_jax.data.tokenizer import THINK_TOKENS, Tokenizer
 from ring_jax.generate import Engine, Request, Sampling
 from ring_jax.model import Transformer
 
@@ -80,6 +80,7 @@ class EngineCompleter:
         """
         self._model, self._chat, self._config = model, chat, config
         self._tokenizer = chat.tokenizer
+        self._rendered: dict[str, tuple[Row, list[int] | Failure]] = {}
 
     def max_new_tokens(self, rows: Sequence[Row], wanted: int) -> int:
         """Returns how many tokens of a reply there is room for, `wanted` at most.
@@ -87,12 +88,10 @@ class EngineCompleter:
         A prompt that would leave less than half of them is left out of this; it is not
         asked.
         """
-        positions = self._model.config.max_positions
-        room = min(wanted, positions // 2)
+        self._rendered.clear()  # a new suite
         prompts = self._prompts(rows)
         lengths = [len(ids) for ids in prompts if not isinstance(ids, Failure)]
-        fitting = [length for length in lengths if length <= positions - room]
-        return min(wanted, positions - max(fitting, default=0))
+        return room_for(lengths, wanted, self._model.config.max_positions)
 
     def complete(self, asked: Sequence[Ask]) -> Iterator[Said | Unsaid]:
         """Answers all; what does not fit is `prompt_too_long` and has no text."""
@@ -111,26 +110,19 @@ class EngineCompleter:
             yield from self._generate(fitting)
 
     def _prompts(self, rows: Sequence[Row]) -> list[list[int] | Failure]:
-        return self._chat.prompts([row.messages[:-1] for row in rows])
+        """Renders each row of a suite once, however often it is asked."""
+        unseen = {row.id: row for row in rows if not self._is_rendered(row)}
+        turns = [row.messages[:-1] for row in unseen.values()]
+        for row, ids in zip(unseen.values(), self._chat.prompts(turns), strict=True):
+            self._rendered[row.id] = row, ids
+        return [self._rendered[row.id][1] for row in rows]
+
+    def _is_rendered(self, row: Row) -> bool:
+        return row.id in self._rendered and self._rendered[row.id][0] is row
 
     def _generate(
         self, rendered: Sequence[tuple[Ask, tuple[int, ...]]]
     ) -> Iterator[Said]:
-        max_new_tokens = max(ask.max_new_tokens for ask, _ in rendered)
-        longest = -(-max(len(ids) for _, ids in rendered) // PROMPT_STEP) * PROMPT_STEP
-        engine = Engine(
-            self._model,
-            self._tokenizer,
-            config=EvaluateConfig(
-                max_prompt_tokens=min(
-                    longest, self._model.config.max_positions - max_new_tokens
-                ),
-                max_new_tokens=max_new_tokens,
-                batch_size=min(self._config.evaluate.batch_size, len(rendered)),
-            ),
-            dtype=self._config.train.compute_dtype,
-            pace=self._config.generate,
-        )
         requests = [
             Request(
                 prompt_ids=ids,
@@ -143,6 +135,9 @@ class EngineCompleter:
             )
             for ask, ids in rendered
         ]
+        engine = engine_for(
+            requests, self._model, tokenizer=self._tokenizer, config=self._config
+        )
         for told in engine.stream(requests):
             if (completion := told.completion) is not None:
                 yield Said(
@@ -150,17 +145,56 @@ class EngineCompleter:
                     text=self._chat.spoken(completion.text),
                     stop_reason=completion.stop_reason,
                     num_tokens=len(completion.ids),
-                    num_think_tokens=self._num_think_tokens(completion.ids),
+                    num_think_tokens=num_think_tokens(completion.ids, self._tokenizer),
                 )
 
-    def _num_think_tokens(self, ids: Sequence[int]) -> int:
-        """Counts the tokens inside the first think block, which may have no end."""
-        if not all(map(self._tokenizer.has_special, THINK_TOKENS)):
-            return 0
-        opening, closing = map(self._tokenizer.special_id, THINK_TOKENS)
-        before = ids[: ids.index(closing)] if closing in ids else ids
-        is_thinking = opening in ids or closing in ids
-        return len(before) - before.count(opening) if is_thinking else 0
+
+def num_think_tokens(ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Counts the tokens inside the first think block, which may have no end."""
+    if not all(map(tokenizer.has_special, THINK_TOKENS)):
+        return 0
+    opening, closing = map(tokenizer.special_id, THINK_TOKENS)
+    before = ids[: ids.index(closing)] if closing in ids else ids
+    is_thinking = opening in ids or closing in ids
+    return len(before) - before.count(opening) if is_thinking else 0
+
+
+def room_for(lengths: Sequence[int], wanted: int, positions: int) -> int:
+    """Returns how many tokens of a reply there is room for behind prompts.
+
+    Args:
+      lengths: tokens of each prompt; one that would leave less than half of the
+        positions, and less than is wanted, is left out.
+      wanted: at most so many.
+      positions: of the model.
+    """
+    room = min(wanted, positions // 2)
+    fitting = [length for length in lengths if length <= positions - room]
+    return min(wanted, positions - max(fitting, default=0))
+
+
+def engine_for(
+    requests: Sequence[Request],
+    model: Transformer,
+    *,
+    tokenizer: Tokenizer,
+    config: RunConfig,
+) -> Engine:
+    """Makes an engine in the size of requests; each names its `max_new_tokens`."""
+    max_new_tokens = max(request.max_new_tokens or 1 for request in requests)
+    longest = max(len(request.prompt_ids) for request in requests)
+    longest = -(-longest // PROMPT_STEP) * PROMPT_STEP
+    return Engine(
+        model,
+        tokenizer,
+        config=EvaluateConfig(
+            max_prompt_tokens=min(longest, model.config.max_positions - max_new_tokens),
+            max_new_tokens=max_new_tokens,
+            batch_size=min(config.evaluate.batch_size, len(requests)),
+        ),
+        dtype=config.train.compute_dtype,
+        pace=config.generate,
+    )
 
 
 def unfitting(ask: Ask) -> Said:

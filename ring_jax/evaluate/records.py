@@ -11,17 +11,19 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import logging
 
 from ring_jax.config import ConfigError, flatten_settings
-from ring_jax.data.schema import Row, row_to_json
+from ring_jax.data.schema import row_to_json
 from ring_jax.evaluate.items import AskedSuite
 from ring_jax.evaluate.votes import Key
 
 SETTINGS, SCORES = "settings.json", "scores.json"
+LM_EVAL = "lm_eval.json"
+"""What lm-eval reported of its tasks, in its own words."""
 
 
 class Records:
@@ -67,6 +69,11 @@ class Records:
 def begin(
     folder: pathlib.Path, suites: Mapping[str, AskedSuite], *, model: Mapping[str, Any]
 ) -> None:
+    """Notes what suites are begun with; see `note`."""
+    note(folder, {name: _beginning(suite, model) for name, suite in suites.items()})
+
+
+def note(folder: pathlib.Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Notes what suites are begun with, or holds them against what they were.
 
     Raises:
@@ -75,8 +82,7 @@ def begin(
     """
     path = folder / SETTINGS
     known = read_json(path)
-    for name, suite in suites.items():
-        now = _beginning(suite, model)
+    for name, now in settings.items():
         before = known.setdefault(name, now)
         if differences := _differences(before, now):
             raise ConfigError(
@@ -97,12 +103,19 @@ def forget_others(
     begun with other settings or items.
     """
     known = read_json(folder / SETTINGS)
-    untrue = [
+    of_other = [
         name
         for name, before in known.items()
         if before["model"].get("digest") != model["digest"]
-        or (name in suites and _differences(before, _beginning(suites[name], model)))
     ]
+    changed = [
+        name
+        for name in suites.keys() & known.keys()
+        if _differences(known[name], _beginning(suites[name], model))
+    ]
+    untrue = sorted({*of_other, *changed})
+    if of_other:
+        (folder / LM_EVAL).unlink(missing_ok=True)
     if not untrue:
         return
     logging.warning("%s: asked again: %s", folder, ", ".join(untrue))
@@ -119,14 +132,15 @@ def forget_others(
 
 
 def _beginning(suite: AskedSuite, model: Mapping[str, Any]) -> dict[str, Any]:
-    settings = dataclasses.asdict(suite.config)
-    return {"model": dict(model), **settings, "items": _digest(suite.rows)}
+    items = digest_of(map(row_to_json, suite.rows))
+    return {"model": dict(model), **dataclasses.asdict(suite.config), "items": items}
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def digest_of(lines: Iterable[str]) -> str:
+    """Returns a hash of the items of a suite, a line each."""
     total = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        total.update(row_to_json(row).encode("utf-8", "replace") + b"\n")
+    for line in lines:
+        total.update(line.encode("utf-8", "replace") + b"\n")
     return total.hexdigest()
 
 

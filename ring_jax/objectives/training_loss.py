@@ -86,7 +86,7 @@ def training_loss(
     Returns:
       The part's share of the total loss, and its statistics.
     """
-    batch, targets = _split_rows((batch, next_tokens(batch)))
+    batch, targets = split_rows((batch, next_tokens(batch)))
     dtype = jnp.dtype(config.compute_dtype)
     hidden_BTD, router = model(
         batch.ids_BT,
@@ -126,7 +126,7 @@ def training_loss(
     return loss, stats
 
 
-def _split_rows[Tree](tree: Tree) -> Tree:
+def split_rows[Tree](tree: Tree) -> Tree:
     """Gives each device of the context axis its part of every row, in zigzag order."""
     num_shards = jax.sharding.get_abstract_mesh().shape[sharding.CONTEXT_AXIS]
     layout = sharding.activation("BT")

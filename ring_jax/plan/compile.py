@@ -18,19 +18,22 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pallas_kernels.schedule.compiler import (
+    REPOSITORY,
+    CompileError,
+    ask_compiler,
+    dump_flags,
+)
 from ring_jax.cluster import find_preset
 from ring_jax.config import ConfigError, RunConfig, to_json
 from ring_jax.plan.memory import Buffer, Memory
 from ring_jax.plan.topology import Pod, Position
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
 PACKAGES = ("pallas_kernels", "ring_jax")
 OTHER_ROOMS = {
     "checkpoint",
@@ -55,11 +58,6 @@ _NUMBERS = re.compile(
     r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"
 )
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b.*$", re.MULTILINE)
-
-
-class CompileError(RuntimeError):
-    """The compiler refused the step, for another reason than memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +139,7 @@ def compile_step(
 
     Raises:
       ConfigError: libtpu is missing or knows no such pod, or the mesh does not fit.
-      CompileError: the compiler refused the step.
+      CompileError: the compiler refused the step, for another reason than memory.
     """
     folder = cache / _key(config, pod)
     if fresh or not _is_kept(folder, with_bundles):
@@ -220,40 +218,21 @@ def _run_compiler(
     flags = list(find_preset(pod.chip).flags)
     if with_bundles:
         (folder / BUNDLES).mkdir()
-        flags += [
-            f"--xla_jf_dump_to={folder / BUNDLES}",
-            "--xla_jf_dump_llo_text=true",
-            "--xla_jf_dump_llo_pass_label_regex=final_bundles",
-        ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(
-            [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
-        "JAX_PLATFORMS": "cpu",
-        # The program is that of a run, whatever tests set, and is compiled anew.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-        "JAX_ENABLE_COMPILATION_CACHE": "0",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": " ".join(flags),
-    }
+        flags += dump_flags(folder / BUNDLES)
     request = {
         "config": to_json(config),
         "pod": dataclasses.asdict(pod),
         "folder": str(folder),
     }
-    process = subprocess.run(
-        [sys.executable, "-m", "ring_jax.plan.compiler_process"],
-        input=json.dumps(request).encode(),
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
-    if process.returncode != 0 or not (folder / "reply.json").exists():
-        errors = _ERROR.findall(process.stderr.decode(errors="replace"))
-        reason = errors[-1] if errors else f"exit status {process.returncode}"
-        raise CompileError(f"plan: {pod.name}: {reason[:1000]}")
+    try:
+        ask_compiler(
+            "ring_jax.plan.compiler_process",
+            json.dumps(request).encode(),
+            folder / "reply.json",
+            flags=flags,
+        )
+    except CompileError as error:
+        raise CompileError(f"plan: {pod.name}: {error}") from error
 
 
 def _read(folder: pathlib.Path, config: RunConfig, pod: Pod) -> Outcome:

@@ -5,13 +5,11 @@ libtpu takes its flags when it is loaded, so each compilation has a process. The
 comes on standard input as JSON; what was found goes into the folder named there.
 """
 
-import ctypes
 import dataclasses
 import gzip
 import json
 import pathlib
 import resource
-import signal
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from pallas_kernels.schedule.compiler import end_with_parent
 from ring_jax import sharding
 from ring_jax.config import ConfigError, RunConfig, run_config_from_json
 from ring_jax.plan.abstract import abstract_batch, abstract_state
@@ -30,13 +29,10 @@ from ring_jax.train.optimizer import make_optimizer
 from ring_jax.train.step import make_train_step
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Compiles what the request names; a user's mistake is a reply, too."""
-    # A killed command would leave minutes of work for nobody. (libtpu needs Linux.)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     request = json.load(sys.stdin)
     folder = pathlib.Path(request["folder"])
     try:
@@ -143,4 +139,5 @@ def _num_bytes(path: pathlib.Path) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     main()

@@ -52,7 +52,7 @@ class Dumps:
         }
         self._shapes: dict[str, tuple] = {}
         self._twins = self._index_twins()
-        self._seconds: dict[tuple, float | None] = {}
+        self._outcomes: dict[tuple, float | UnknownValueError] = {}
 
     def find(self, instruction: Instruction, computation: Computation) -> Path | None:
         """Returns the dump of an instruction, or of its twin."""
@@ -62,26 +62,28 @@ class Dumps:
 
     def seconds(
         self, path: Path, scalars: Mapping[int, np.ndarray] | None = None
-    ) -> float | None:
-        """Returns how long a dumped operation runs.
+    ) -> float:
+        """Returns how long a dumped operation runs, on the slowest core that is known.
 
         Args:
           path: of `find`.
           scalars: operand number -> i32 values; None: all are 0.
 
-        Returns:
-          Seconds of the slowest core that can be known; None if the first core's path
-          depends on more than `scalars`.
+        Raises:
+          UnknownValueError: the first core's path depends on more than `scalars`.
         """
         given = () if scalars is None else scalars.items()
         key = path, *((number, values.tobytes()) for number, values in given)
-        if key not in self._seconds:
-            self._seconds[key] = self._run(read_program(path), scalars)
-        return self._seconds[key]
+        if key not in self._outcomes:
+            self._outcomes[key] = self._run(read_program(path), scalars)
+        outcome = self._outcomes[key]
+        if isinstance(outcome, UnknownValueError):
+            raise outcome
+        return outcome
 
     def _run(
         self, program: Program, scalars: Mapping[int, np.ndarray] | None
-    ) -> float | None:
+    ) -> float | UnknownValueError:
         if scalars is None:
             sizes = program.scalar_sizes.items()
             scalars = {number: np.zeros(size, int) for number, size in sizes}
@@ -90,14 +92,14 @@ class Dumps:
             cycles_per_matmul=self._tpu.cycles_per_matmul,
             num_delay_slots=self._tpu.num_delay_slots,
         )
-        slowest = None
+        slowest = 0.0
         for core in range(self._tpu.num_cores):
             try:
                 line = timeline.run(blocks, scalars, tpu=self._tpu, core=core)
-            except UnknownValueError:
+            except UnknownValueError as error:
                 # Where the first core fetches for all, the others cannot be run alone.
-                break
-            slowest = max(slowest or 0.0, line.seconds)
+                return error if core == 0 else slowest
+            slowest = max(slowest, line.seconds)
         return slowest
 
     def _index_twins(self) -> dict[tuple, Path]:

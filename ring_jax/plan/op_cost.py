@@ -9,7 +9,8 @@ In order of preference:
     cycles       the compiler's "estimated_cycles": only for what takes under
                  `SMALL_SECONDS` a step, since it is 2 to 3 times too high for
                  operations that HBM bounds
-    unknown      0: a kernel whose scalar operands nobody knows, and no dump
+    unknown      its bytes / HBM's bandwidth: a kernel whose scalar operands nobody
+                 knows, or whose path depends on more
 
 An operation that the compiler folds into its neighbours' code (bitcasts, scalars)
 costs nothing.
@@ -24,6 +25,7 @@ from typing import Literal
 import numpy as np
 
 from pallas_kernels.hardware import Tpu
+from pallas_kernels.schedule import UnknownValueError
 from ring_jax.plan.dumps import Dumps
 from ring_jax.plan.hlo import HBM, Computation, Instruction, Module, Shape
 
@@ -57,6 +59,8 @@ class Cost:
 
     seconds: float
     source: Source
+    reason: str = ""
+    """Why the code of an operation of weight could not be executed."""
 
 
 FREE = Cost(0.0, "nothing")
@@ -92,10 +96,10 @@ class OpCosts:
         compiler_seconds = cycles / self._tpu.clock_hz
         if times * max(roofline, compiler_seconds) < SMALL_SECONDS:
             return self._small_cost(instruction, roofline, compiler_seconds)
-        seconds = self._dumped_seconds(instruction, computation)
-        if seconds is not None:
-            return Cost(seconds, "bundles")
-        return Cost(roofline, "roofline")
+        try:
+            return Cost(self._dumped_seconds(instruction, computation), "bundles")
+        except UnknownValueError as error:
+            return Cost(roofline, "roofline", str(error))
 
     def roofline_seconds(
         self, instruction: Instruction, computation: Computation
@@ -119,22 +123,34 @@ class OpCosts:
         return Cost(roofline, "roofline")
 
     def _dumped_seconds(
-        self, instruction: Instruction, computation: Computation
-    ) -> float | None:
-        if self._dumps is None:
-            return None
-        path = self._dumps.find(instruction, computation)
-        return None if path is None else self._dumps.seconds(path)
+        self,
+        instruction: Instruction,
+        computation: Computation,
+        scalars: Mapping[int, np.ndarray] | None = None,
+    ) -> float:
+        """Runs the code of an operation.
+
+        Raises:
+          UnknownValueError: there is none, or its path depends on more than `scalars`.
+        """
+        if self._dumps is not None:
+            path = self._dumps.find(instruction, computation)
+            if path is not None:
+                return self._dumps.seconds(path, scalars)
+        raise UnknownValueError(f"{instruction.name}: its code was not dumped.")
 
     def _kernel_cost(self, instruction: Instruction, computation: Computation) -> Cost:
         scalars = self._kernel_scalars(instruction, computation)
-        if self._dumps is not None and scalars is not None:
-            path = self._dumps.find(instruction, computation)
-            seconds = None if path is None else self._dumps.seconds(path, scalars)
-            if seconds is not None:
+        if scalars is None:
+            reason = f"{instruction.name}: nobody says what its scalar operands are."
+        else:
+            try:
+                seconds = self._dumped_seconds(instruction, computation, scalars)
                 return Cost(seconds, "bundles")
+            except UnknownValueError as error:
+                reason = str(error)
         num_bytes = hbm_bytes(instruction, computation, self._module)
-        return Cost(num_bytes / self._tpu.hbm_bytes_per_second, "unknown")
+        return Cost(num_bytes / self._tpu.hbm_bytes_per_second, "unknown", reason)
 
 
 def num_flops(

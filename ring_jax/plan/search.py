@@ -2,7 +2,8 @@
 """Which mesh, remat and number of microbatches suit a run on a pod.
 
 All combinations that divide evenly are ranked in closed form (`closed_form.py`); the
-best few are compiled, since the closed form only says what is worth compiling.
+best few are compiled, since the closed form only says what is worth compiling, and so
+are the run's own settings: it does not see what a good choice hides.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from ring_jax.plan.cost import Plan, plan_step
 from ring_jax.plan.topology import Pod
 
 NUM_COMPILED = 3
-"""Candidates that `compile_best` compares by their compiled steps."""
+"""Candidates that `compile_best` compares with the run as it is."""
 NUM_TRIED = 6
 """Candidates that are compiled before a run is said not to fit."""
 SPARE = 0.05
@@ -45,14 +46,19 @@ class Tried:
 def compile_best(
     config: RunConfig, pod: Pod, *, cache: pathlib.Path
 ) -> Iterator[Tried]:
-    """Compiles the best candidates, the most promising first.
+    """Compiles the run as it is, if it divides, and then the best candidates.
 
     Raises:
       ConfigError: no mesh divides the model and the batch.
     """
+    ranked = rank(config, pod)
+    others = _distinct(ranked, pod)
+    if given := next((c for c in ranked if _is_given(config, c)), None):
+        yield Tried(given, _try(given, pod, cache))
+        others = [candidate for candidate in others if candidate != given]
     scales = dict.fromkeys(REMAT, 1.0)
     num_fits = 0
-    for tried in _try_in_order(_distinct(rank(config, pod), pod), pod, scales, cache):
+    for tried in _try_in_order(others, pod, scales, cache):
         yield tried
         num_fits += isinstance(tried.outcome, Plan)
         if num_fits == NUM_COMPILED:
@@ -154,6 +160,15 @@ def rank(config: RunConfig, pod: Pod) -> list[Candidate]:
             f"train.global_batch_size={config.train.global_batch_size}; change that."
         )
     return sorted(found, key=_seconds)
+
+
+def _is_given(config: RunConfig, candidate: Candidate) -> bool:
+    """Tells whether a candidate is the run as it is; -1 stands for any size."""
+    sizes = dataclasses.asdict(candidate.config.mesh)
+    mesh = dataclasses.asdict(config.mesh)
+    return candidate.config.train == config.train and all(
+        mesh[axis] in (-1, size) for axis, size in sizes.items()
+    )
 
 
 def _try(

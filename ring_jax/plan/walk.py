@@ -60,6 +60,8 @@ class Operation:
     seconds: float
     """Of one run."""
     source: str
+    reason: str = ""
+    """Why its code could not be executed, where that was wanted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +207,7 @@ class Walk:
                 times,
                 seconds,
                 cost.source,
+                cost.reason,
             )
         )
 

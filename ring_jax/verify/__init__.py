@@ -11,7 +11,8 @@ from ring_jax.verify.grade import (
     most_frequent_answer_score,
 )
 from ring_jax.verify.match import normalize
-from ring_jax.verify.sandbox import Answer, Question, Sandbox
+from ring_jax.verify.program import is_same_result
+from ring_jax.verify.sandbox import Answer, Question, Sandbox, Trial
 
 __all__ = [
     "COMPARING",
@@ -19,10 +20,12 @@ __all__ = [
     "Answer",
     "Question",
     "Sandbox",
+    "Trial",
     "Verdict",
     "final_answer",
     "grade",
     "grade_all",
+    "is_same_result",
     "most_frequent_answer_score",
     "normalize",
     "split_reasoning",

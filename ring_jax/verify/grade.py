@@ -10,6 +10,7 @@ from ring_jax.config import ConfigError
 from ring_jax.verify import (
     choice,
     constraints,
+    ifbench,
     ifeval,
     match,
     math_answer,
@@ -33,12 +34,15 @@ VERIFIERS = {
 """Name -> function of reply, answer and metadata; beside `reasoning_gym/<task>`."""
 EXPLAINING = {
     "program": program.first_failure,
-    "ifeval": ifeval.first_failure,
-    "ifeval_loose": ifeval.first_loose_failure,
+    "ifbench": ifbench.INSTRUCTIONS.first_failure,
+    "ifbench_loose": ifbench.INSTRUCTIONS.first_loose_failure,
+    "ifeval": ifeval.INSTRUCTIONS.first_failure,
+    "ifeval_loose": ifeval.INSTRUCTIONS.first_loose_failure,
 }
 """Name -> function that returns why a reply is wrong, or nothing."""
 WHOLE_REPLY = frozenset(
-    {"number", "choice", "math", "program", "ifeval", "ifeval_loose", "teval"}
+    {"number", "choice", "math", "program", "teval"}
+    | {"ifbench", "ifbench_loose", "ifeval", "ifeval_loose"}
 )
 """Verifiers that find the answer in a reply by themselves."""
 ISOLATED = frozenset({"math", "program"})

@@ -9,97 +9,11 @@ argument that is missing is an error (there, it is drawn at random).
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from ring_jax.config import ConfigError
 from ring_jax.verify import english
-from ring_jax.verify.final_answer import without_reasoning
-
-Arguments = Mapping[str, Any]
-
-
-def first_failure(reply: str, answer: str, metadata: Mapping[str, Any]) -> str:
-    """Checks all instructions of a row on the reply as it is: IFEval's strict accuracy.
-
-    Args:
-      reply: any text; reasoning at its beginning is left out.
-      answer: not read; many replies are right.
-      metadata: `instruction_id_list` and `kwargs`, one mapping per id, as published.
-
-    Returns:
-      Which instructions are not followed, in one line; empty where all are.
-
-    Raises:
-      ConfigError: an id is unknown, an argument is missing or has another value than
-        the checker knows, or a package for languages and sentences is missing.
-    """
-    del answer
-    return _failure(metadata, followed(without_reasoning(reply), metadata))
-
-
-def first_loose_failure(reply: str, answer: str, metadata: Mapping[str, Any]) -> str:
-    """As `first_failure`, with IFEval's loose accuracy.
-
-    An instruction counts where any of eight readings follows it: the reply without its
-    first line, its last line or both, each also without asterisks.
-    """
-    del answer
-    return _failure(metadata, followed_loosely(without_reasoning(reply), metadata))
-
-
-def followed(text: str, metadata: Mapping[str, Any]) -> list[bool]:
-    """Tells of each instruction whether a text follows it."""
-    return [_is_followed(text, *pair) for pair in _instructions(metadata)]
-
-
-def followed_loosely(text: str, metadata: Mapping[str, Any]) -> list[bool]:
-    """Tells of each instruction whether a reading of a text follows it."""
-    lines = text.split("\n")
-    whole = [text, *("\n".join(part).strip() for part in _inner(lines))]
-    readings = [*whole, *(reading.replace("*", "") for reading in whole)]
-    return [
-        any(_is_followed(reading, *pair) for reading in readings)
-        for pair in _instructions(metadata)
-    ]
-
-
-def _inner(lines: Sequence[str]) -> tuple[Sequence[str], ...]:
-    return lines[1:], lines[:-1], lines[1:-1]
-
-
-def _failure(metadata: Mapping[str, Any], verdicts: Sequence[bool]) -> str:
-    names = metadata["instruction_id_list"]
-    failed = [name for name, is_met in zip(names, verdicts, strict=True) if not is_met]
-    if not failed:
-        return ""
-    return f"{len(failed)} of {len(names)} not followed: {', '.join(failed)}"
-
-
-def _instructions(metadata: Mapping[str, Any]) -> list[tuple[str, Arguments]]:
-    names, arguments = metadata["instruction_id_list"], metadata["kwargs"]
-    if not names or len(names) != len(arguments):
-        raise ConfigError(
-            f"verifier 'ifeval': {len(names)} ids and {len(arguments)} kwargs; a row "
-            "has one kwargs per id, and at least one."
-        )
-    return list(zip(names, arguments, strict=True))
-
-
-def _is_followed(text: str, name: str, arguments: Arguments) -> bool:
-    if name not in CHECKERS:
-        raise ConfigError(
-            f"verifier 'ifeval': instruction {name!r} must be one of {list(CHECKERS)}."
-        )
-    # Published files list every argument of every instruction, most of them null.
-    known = {key: value for key, value in arguments.items() if value is not None}
-    try:
-        return bool(text.strip()) and CHECKERS[name](text, known)
-    except KeyError as missing:
-        raise ConfigError(
-            f"verifier 'ifeval': instruction {name} has arguments {known}, and lacks "
-            f"{missing}."
-        ) from None
+from ring_jax.verify.instructions import Arguments, Checker, InstructionSet
 
 
 def _compare(count: int, relation: str, limit: int) -> bool:
@@ -161,7 +75,7 @@ def _has_sentences(text: str, arguments: Arguments) -> bool:
 
 
 def _has_words(text: str, arguments: Arguments) -> bool:
-    count = len(re.findall(r"\w+", text))
+    count = len(english.words(text))
     return _compare(count, arguments["relation"], arguments["num_words"])
 
 
@@ -285,7 +199,7 @@ def _lacks_commas(text: str, arguments: Arguments) -> bool:
     return "," not in text
 
 
-CHECKERS: Mapping[str, Callable[[str, Arguments], bool]] = {
+CHECKERS: Mapping[str, Checker] = {
     "keywords:existence": _has_keywords,
     "keywords:frequency": _has_keyword_often,
     "keywords:forbidden_words": _lacks_words,
@@ -313,3 +227,4 @@ CHECKERS: Mapping[str, Callable[[str, Arguments], bool]] = {
     "punctuation:no_comma": _lacks_commas,
 }
 """The 25 instructions of the published set."""
+INSTRUCTIONS = InstructionSet("ifeval", CHECKERS)

@@ -34,6 +34,8 @@ SECONDS = 6.0
 """Of one test, where the row says nothing; that of LiveCodeBench."""
 MAX_CHARACTERS = 1_000_000
 """Of a program; more is none."""
+MAX_OUTPUT_CHARACTERS = 10_000
+"""Of what a program prints on an input of `run_on`; more is no test."""
 
 _FENCED = re.compile(r"^ *```[ \t]*([\w+-]*)[^\n]*\n(.*?)^ *```", re.DOTALL | re.M)
 _PYTHON = ("python", "python3", "py", "")
@@ -91,8 +93,8 @@ def first_failure(reply: str, answer: str, metadata: Mapping[str, Any]) -> str:
       LookupError, TypeError: the row's tests are not of the form above.
     """
     del answer  # one program of many
-    program = extract_program(reply)
-    if not program or len(program) > MAX_CHARACTERS:
+    program = _program_of(reply)
+    if not program:
         return f"the reply holds no program of up to {MAX_CHARACTERS} characters"
     jail = proven_jail()
     try:
@@ -102,6 +104,37 @@ def first_failure(reply: str, answer: str, metadata: Mapping[str, Any]) -> str:
     except JailError as error:
         # Confinement was proven: this program, or the machine, ended its keeper.
         return f"the program was not run to its end: {error}"
+
+
+def run_on(
+    reply: str, inputs: Sequence[str], metadata: Mapping[str, Any]
+) -> list[str | None]:
+    """Runs the program of a reply on inputs, as on those of `tests`.
+
+    Returns:
+      What it printed, or the JSON of what its function returned, of each input; None
+      where it did not end well, or with more than `MAX_OUTPUT_CHARACTERS`.
+
+    Raises:
+      ConfigError, JailLostError, LookupError, TypeError: as `first_failure`.
+    """
+    program = _program_of(reply)
+    if not program:
+        return [None] * len(inputs)
+    function, seconds = metadata.get("function", ""), _seconds(metadata)
+    printed: list[str | None] = []
+    with proven_jail().open_cell(_files(program, metadata)) as cell:
+        for given in inputs:
+            found = _run(cell, given, function, seconds)
+            is_short = len(found.stdout) <= MAX_OUTPUT_CHARACTERS
+            is_good = is_short and not _bad_end(found, seconds)
+            printed.append(found.stdout if is_good else None)
+    return printed
+
+
+def _program_of(reply: str) -> str:
+    program = extract_program(reply)
+    return program if len(program) <= MAX_CHARACTERS else ""
 
 
 def extract_program(reply: str) -> str:
@@ -146,53 +179,50 @@ def _refusal(error: JailError) -> ConfigError:
 
 
 def _first_failure(jail: Jail, program: str, metadata: Mapping[str, Any]) -> str:
-    seconds = float(metadata.get("seconds", SECONDS))
-    function = metadata.get("function", "")
-    preamble = metadata.get("preamble", "")
+    function, seconds = metadata.get("function", ""), _seconds(metadata)
     if "check" in metadata:
+        preamble = metadata.get("preamble", "")
         files = {"program.py": f"{preamble}\n{program}\n", "check.py": _CHECK}
         with jail.open_cell(files) as cell:
             return _failed_check(cell, metadata["check"], function, seconds)
     tests: Sequence[Mapping[str, str]] = metadata["tests"]
     if not tests:
         raise LookupError("tests is empty")
-    taken = _LEETCODE if function else ""
-    files = {"program.py": f"{taken}{preamble}\n{program}\n", "call.py": _CALL}
-    with jail.open_cell(files) as cell:
+    with jail.open_cell(_files(program, metadata)) as cell:
         for number, test in enumerate(tests, 1):
-            failure = (
-                _failed_call(cell, test, function, seconds)
-                if function
-                else _failed_run(cell, test, seconds)
-            )
-            if failure:
+            if failure := _failed_test(cell, test, function, seconds):
                 return f"test {number} of {len(tests)}: {failure}"
     return ""
 
 
-def _failed_run(cell: Cell, test: Mapping[str, str], seconds: float) -> str:
-    found = cell.run(["/program/program.py"], stdin=test["input"], seconds=seconds)
-    if failure := _bad_end(found, seconds):
-        return failure
-    if is_same_output(found.stdout, test["output"]):
-        return ""
-    return f"it printed {_short(found.stdout)}, not {_short(test['output'])}"
+def _seconds(metadata: Mapping[str, Any]) -> float:
+    return float(metadata.get("seconds", SECONDS))
 
 
-def _failed_call(
+def _files(program: str, metadata: Mapping[str, Any]) -> dict[str, str]:
+    taken = _LEETCODE if metadata.get("function") else ""
+    preamble = metadata.get("preamble", "")
+    return {"program.py": f"{taken}{preamble}\n{program}\n", "call.py": _CALL}
+
+
+def _failed_test(
     cell: Cell, test: Mapping[str, str], function: str, seconds: float
 ) -> str:
-    lines = filter(None, map(str.strip, test["input"].splitlines()))
-    request = {"function": function, "arguments": [json.loads(line) for line in lines]}
-    found = cell.run(["/program/call.py"], stdin=json.dumps(request), seconds=seconds)
+    found = _run(cell, test["input"], function, seconds)
     if failure := _bad_end(found, seconds):
         return failure
-    try:
-        is_right = json.loads(found.stdout) == json.loads(test["output"])
-    except (ValueError, RecursionError):
-        is_right = False
-    said = f"it returned {_short(found.stdout)}, not {_short(test['output'])}"
-    return "" if is_right else said
+    if is_same_result(found.stdout, test["output"], function=function):
+        return ""
+    done = "returned" if function else "printed"
+    return f"it {done} {_short(found.stdout)}, not {_short(test['output'])}"
+
+
+def _run(cell: Cell, given: str, function: str, seconds: float) -> Finished:
+    if not function:
+        return cell.run(["/program/program.py"], stdin=given, seconds=seconds)
+    lines = filter(None, map(str.strip, given.splitlines()))
+    request = {"function": function, "arguments": [json.loads(line) for line in lines]}
+    return cell.run(["/program/call.py"], stdin=json.dumps(request), seconds=seconds)
 
 
 def _failed_check(cell: Cell, check: str, function: str, seconds: float) -> str:
@@ -215,6 +245,16 @@ def _bad_end(found: Finished, seconds: float) -> str:
 
 def _short(text: str) -> str:
     return repr(text if len(text) < 80 else text[:77] + "...")
+
+
+def is_same_result(found: str, expected: str, *, function: str) -> bool:
+    """Compares what programs printed, or the JSON of what a function returned."""
+    if not function:
+        return is_same_output(found, expected)
+    try:
+        return json.loads(found) == json.loads(expected)
+    except (ValueError, RecursionError):
+        return False
 
 
 def is_same_output(printed: str, expected: str) -> bool:

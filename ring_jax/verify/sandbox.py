@@ -17,7 +17,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, Self
 
@@ -35,6 +35,16 @@ class Question:
     reply: str
     answer: str
     metadata: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """A reply with a program, and inputs that it is run on."""
+
+    reply: str
+    inputs: Sequence[str]
+    metadata: Mapping[str, Any]
+    """Of the row: `function`, `preamble` and `seconds`, as the verifier reads them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,18 +94,42 @@ class Sandbox:
         while waiting:
             yield waiting.popleft().result()
 
+    def outputs(self, trials: Iterable[Trial]) -> list[list[str | None]]:
+        """Runs programs within the limits, all inputs of one within the time of a row.
+
+        Returns:
+          What each printed or returned on each input, in the same order; None where it
+          did not end well.
+
+        Raises:
+          ConfigError: programs cannot be confined on this machine.
+        """
+        return list(self._threads.map(self._run_one, trials))
+
+    def _run_one(self, trial: Trial) -> list[str | None]:
+        reply = self._ask("program", dataclasses.asdict(trial))
+        return reply.get("outputs", [None] * len(trial.inputs))
+
     def _grade_one(self, question: Question) -> Answer:
+        family = question.verifier.partition("/")[0]
+        reply = self._ask(family, dataclasses.asdict(question))
+        if "correct" in reply:
+            outcome = "right" if reply["correct"] else "wrong"
+            return Answer(outcome, reply["detail"])
+        return Answer(reply.get("end", "error"), reply["error"])
+
+    def _ask(self, family: str, request: Mapping[str, Any]) -> dict[str, Any]:
         # As many threads as workers: a thread without an idle worker may start one.
         try:
             worker = self._idle.get_nowait()
         except queue.Empty:
             worker = _Worker(self._max_memory_bytes)
-        answer = worker.ask(question, self._timeout_seconds)
-        if answer.outcome in ("timeout", "crashed"):
+        reply = worker.ask(family, request, self._timeout_seconds)
+        if "end" in reply:
             worker.kill()
         else:
             self._idle.put(worker)
-        return answer
+        return reply
 
 
 # Importing a verifier's packages is not the row's own time.
@@ -120,19 +154,19 @@ class _Worker:
             env=_environment(),
         )
 
-    def ask(self, question: Question, timeout_seconds: float) -> Answer:
-        family = question.verifier.partition("/")[0]
+    def ask(
+        self, family: str, request: Mapping[str, Any], timeout_seconds: float
+    ) -> dict[str, Any]:
+        """Returns what the worker answers; `error` and `end` where it did not."""
         if family not in self._prepared:
             self._prepare(family)
-        line = self._exchange(_line(dataclasses.asdict(question)), timeout_seconds)
+        line = self._exchange(_line(request), timeout_seconds)
         if line is None:
-            return Answer("timeout", f"no verdict after {timeout_seconds:g} seconds")
+            told = f"no verdict after {timeout_seconds:g} seconds"
+            return {"end": "timeout", "error": told}
         if not line.endswith(b"\n"):
-            return Answer("crashed", "its worker ended without a verdict")
-        verdict = json.loads(line)
-        if "error" in verdict:
-            return Answer("error", verdict["error"])
-        return Answer("right" if verdict["correct"] else "wrong", verdict["detail"])
+            return {"end": "crashed", "error": "its worker ended without a verdict"}
+        return json.loads(line)
 
     def _prepare(self, family: str) -> None:
         line = self._exchange(_line({"prepare": family}), _START_SECONDS)

@@ -2,8 +2,9 @@
 """A process that grades what it is sent, under limits; `Sandbox` starts it.
 
 One JSON object per line comes in (`verifier`, `reply`, `answer`, `metadata`; or
-`prepare`, a family of verifiers), one goes out (`correct`, `ready` or `error`). What a
-verifier prints is lost, so that it cannot answer in the worker's name.
+`inputs`, `reply`, `metadata` of a program; or `prepare`, a family of verifiers), one
+goes out (`correct`, `outputs`, `ready` or `error`). What a verifier prints is lost, so
+that it cannot answer in the worker's name.
 """
 
 import contextlib
@@ -15,19 +16,23 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 
 from ring_jax.config import ConfigError
 from ring_jax.jail import JailLostError
-from ring_jax.verify import program
+from ring_jax.verify import english, program
 from ring_jax.verify.grade import grade
 
-PACKAGES = {
-    "reasoning_gym": "reasoning_gym",
-    "math": "math_verify",
-    "ifeval": "langdetect",
-    "ifeval_loose": "langdetect",
-}
+PACKAGES = {"reasoning_gym": "reasoning_gym", "math": "math_verify"}
 """Family of verifiers -> the package that it needs, which takes seconds to import."""
+PREPARATIONS = {
+    "program": program.proven_jail,
+    "ifbench": english.prepare,
+    "ifbench_loose": english.prepare,
+    "ifeval": english.prepare,
+    "ifeval_loose": english.prepare,
+}
+"""Family of verifiers -> what is done before its first row, which may take seconds."""
 
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
@@ -64,12 +69,7 @@ def _answer(request: dict) -> dict:
     if "prepare" in request:
         return _prepare(request["prepare"])
     try:
-        verdict = grade(
-            verifier=request["verifier"],
-            reply=request["reply"],
-            answer=request["answer"],
-            metadata=request["metadata"],
-        )
+        return _outputs(request) if "inputs" in request else _verdict(request)
     except JailLostError:
         raise  # this worker cannot make another, so that it ends
     except ConfigError as error:
@@ -78,13 +78,27 @@ def _answer(request: dict) -> dict:
         return {"error": "memory: it asked for more than max_memory_bytes"}
     except _FAILURES as bad:
         return {"error": f"{type(bad).__name__}: {bad}"}
+
+
+def _verdict(request: dict) -> dict:
+    verdict = grade(
+        verifier=request["verifier"],
+        reply=request["reply"],
+        answer=request["answer"],
+        metadata=request["metadata"],
+    )
     return {"correct": verdict.is_correct, "detail": verdict.detail}
+
+
+def _outputs(request: dict) -> dict:
+    asked = (request["reply"], request["inputs"], request["metadata"])
+    return {"outputs": program.run_on(*asked)}
 
 
 def _prepare(family: str) -> dict:
     try:
-        if family == "program":
-            program.proven_jail()
+        if family in PREPARATIONS:
+            PREPARATIONS[family]()
         importlib.import_module(PACKAGES.get(family, "json"))
     except ConfigError as error:
         return {"error": str(error)}
@@ -106,6 +120,8 @@ def limit_rights() -> None:
     """
     for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(kind, (0, 0))
+    # Where libraries ask for it, Python would look for it by writing a file.
+    tempfile.tempdir = "/tmp"
     # A killed parent leaves no worker behind.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

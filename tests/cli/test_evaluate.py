@@ -8,8 +8,8 @@ import pytest
 
 from ring_jax.cli import status
 from ring_jax.cli.main import main
-from tests.evaluate.test_completers import message, serving
 from tests.generate.test_command import model, workdir
+from tests.loopback_server import chat_message, serving
 
 __all__ = ["model", "workdir"]
 """Fixtures: a run's folder, and the model in it."""
@@ -58,17 +58,17 @@ def test_a_server_is_graded_and_what_failed_is_asked_by_a_second_start(
         number = body["messages"][0]["content"].split()[2]
         if number in broken:
             return 400, {"error": "no"}
-        return 200, message(number if number != "5" else "6")
+        return 200, chat_message(number if number != "5" else "6")
 
-    with serving(reply) as (url, bodies):
-        assert main(by_server(words, url)) == status.STOPPED
+    with serving(reply) as server:
+        assert main(by_server(words, server.url)) == status.STOPPED
         out = capsys.readouterr().out
         summary = json.loads(out.splitlines()[-1])["suites"]["numbers"]
         assert (summary["status"], summary["num_items"]) == ("partial", 4)
         assert "2 replies are missing" in out
         broken.clear()
-        assert main(by_server(words, url)) == status.DONE
-    assert len(bodies) == 6 + 2
+        assert main(by_server(words, server.url)) == status.DONE
+    assert len(server.asked) == 6 + 2
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])["suites"]["numbers"]
     assert (summary["status"], summary["score"]) == ("done", 5 / 6)
     folder = tmp_path / "run" / "evaluation" / "org_adder"

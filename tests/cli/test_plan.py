@@ -117,9 +117,10 @@ def test_a_plan_has_memory_time_collectives_and_cost(tiny_config, compiler, caps
     assert found["overrides"] == []
 
 
-def test_a_kernel_whose_way_is_not_known_is_named(tiny_config, compiler, capsys):
+def test_a_kernel_whose_way_is_not_known_says_why(tiny_config, compiler, capsys):
+    reason = "packed_attention.1: `sbr.rel [%p1]` depends on data"
     kernel = Operation(
-        "packed_attention.1", "attention", "attention", 28, 1e-4, "unknown"
+        "packed_attention.1", "attention", "attention", 28, 1e-4, "unknown", reason
     )
 
     def plans(config, pod, *, cache, fresh):
@@ -128,9 +129,10 @@ def test_a_kernel_whose_way_is_not_known_is_named(tiny_config, compiler, capsys)
         return dataclasses.replace(plan, time=time)
 
     compiler(plans)
-    assert main(words(tiny_config)) == status.DONE
+    assert main(words(tiny_config, "--json")) == status.DONE
     assert "takes longer than this" in (out := capsys.readouterr().out)
-    assert kernel.name in out
+    assert f"\n  {reason}\n" in out
+    assert json.loads(out.splitlines()[-1])["kernels_unknown"] == [reason]
 
 
 def test_storage_and_hosts_give_the_time_of_a_save(tiny_config, compiler, capsys):

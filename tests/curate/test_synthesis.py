@@ -2,16 +2,13 @@
 """Synthesis against a server on this machine that adds, and misbehaves on order."""
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
-import http.server
 import json
 import os
 import pathlib
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -33,9 +30,12 @@ from ring_jax.config import (
 from ring_jax.curate import curate
 from ring_jax.curate.chat_server import ChatServer
 from ring_jax.curate.journal import Journal, answer_key
-from ring_jax.curate.synthesis import choose_seeds, read_problem, synthesise
+from ring_jax.curate.proposals import read_problem
+from ring_jax.curate.seeds import choose_seeds
+from ring_jax.curate.synthesis import synthesise
 from ring_jax.data.schema import Message, Row, row_from_json
 from tests.curate.test_pipeline import shard_rows
+from tests.loopback_server import Loopback, chat_message, serving
 
 SAMPLING = TeacherSamplingConfig(max_tokens=100)
 SMALL = {"max_seeds": 3, "solutions_per_problem": 5, "num_rounds": 2}
@@ -71,72 +71,19 @@ def answer(prompt: str, seed: int) -> str:
     return f"<think>I add the numbers ({seed}).</think>\nIt is \\boxed{{{said}}}."
 
 
-@dataclasses.dataclass
-class Server:
-    """A chat-completions server in a thread, and what it was asked."""
-
-    url: str = ""
-    misbehave: Callable[[int, dict], tuple[int, bytes] | None] = lambda number, body: (
-        None
-    )
-    """Number of the request, its body -> status and body instead of an answer."""
-    asked: list[dict] = dataclasses.field(default_factory=list)
-    times: list[float] = dataclasses.field(default_factory=list)
-    headers: list[dict] = dataclasses.field(default_factory=list)
-    num_answered: int = 0
-
-
 @pytest.fixture
-def server(monkeypatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    state, lock = Server(), threading.Lock()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                number = len(state.asked)
-                state.asked.append(body)
-                state.times.append(time.monotonic())
-                state.headers.append(dict(self.headers))
-            assert self.path == "/v1/chat/completions"
-            code, text = state.misbehave(number, body) or (200, response(body))
-            with contextlib.suppress(ConnectionError):
-                self.send_response(code)
-                if code == 429:
-                    self.send_header("Retry-After", "0")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-            with lock:
-                state.num_answered += code == 200
-
-        def log_message(self, format, *args):
-            pass
-
-    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.daemon_threads = True
-    thread = threading.Thread(target=web.serve_forever, daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{web.server_address[1]}/v1"
-    yield state
-    web.shutdown()
-    web.server_close()
+def server() -> Iterator[Loopback]:
+    with serving(response) as state:
+        yield state
 
 
-def response(body: dict) -> bytes:
+def response(body: dict) -> tuple[int, dict]:
     (message,) = body["messages"]
     text = answer(message["content"], body["seed"])
-    choice = {
-        "message": {"role": "assistant", "content": text},
-        "finish_reason": "stop",
-    }
-    return json.dumps(
-        {"model": body["model"], "choices": [choice], "usage": {"total_tokens": 7}}
-    ).encode()
+    return 200, {"model": body["model"], **chat_message(text)}
 
 
-def teacher(server: Server, **more) -> TeacherConfig:
+def teacher(server: Loopback, **more) -> TeacherConfig:
     settings = {"url": server.url, "model": "adder", "first_wait_seconds": 0.0}
     return TeacherConfig(**{**settings, **more})
 
@@ -298,17 +245,6 @@ def test_solutions_agree_by_their_verifier(make_config, tmp_path):
     assert summary["rejected"]["pears/consistency/no_majority"] == 1
 
 
-def test_a_coding_task_is_turned_away(make_config, tmp_path):
-    path = tmp_path / "tasks.jsonl"
-    task = {"prompt": "Add two numbers.", "completion": "print(3)", "answer": "1 test"}
-    path.write_text(json.dumps({**task, "verifier": "program"}) + "\n")
-    tasks = RawSourceConfig(path=str(path), licence="CC0-1.0")
-    config = make_config(num_rounds=1)
-    config = dataclasses.replace(config, seeds={**config.seeds, "tasks": tasks})
-    summary = synthesise(config, tmp_path / "out", open_teacher=open_adder)
-    assert summary["rejected"]["tasks/seeds/program"] == 1
-
-
 def test_empty_solutions_have_no_majority(make_config, tmp_path):
     def open_silent(config, journal):
         return lambda prompts, sampling: ["<think>Hm.</think>" for _ in prompts]
@@ -418,7 +354,7 @@ def test_a_server_that_fails_often_changes_nothing_but_the_time(
         (e["prompt"], e["temperature"], e["max_tokens"], e["seed"]) for e in entries
     )
     assert set(asked.values()) == {1}
-    assert entries[0]["usage"] == {"total_tokens": 7}
+    assert entries[0]["usage"]["completion_tokens"] == 9
     assert entries[0]["finish_reason"] == "stop"
     assert entries[0]["model"] == "adder"
 

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Traces of a server on this machine that adds, some of it wrong, and misbehaves."""
 
-import contextlib
-import http.server
 import json
 import pathlib
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,6 +16,7 @@ from ring_jax.curate.rows import RawRecord
 from ring_jax.curate.traces import Sample, judge_graded
 from ring_jax.data.schema import Message, Row, row_from_json
 from ring_jax.verify import Sandbox
+from tests.loopback_server import Loopback, chat_message, serving
 
 ROWS = [
     {"id": "gold", "prompt": "What is 3 + 4?", "answer": "7"},
@@ -30,64 +28,27 @@ ROWS = [
 ]
 
 
-def said(body: dict) -> tuple[str, str, str]:
-    """Reasoning, content and finish reason; a function of prompt and seed alone.
+def said(body: dict) -> tuple[int, dict]:
+    """What the model on the server says: a function of prompt and seed alone.
 
     It adds. With an even seed it takes its time, and with each fifth it is wrong.
     """
     prompt, seed = body["messages"][-1]["content"], body["seed"]
+    if len(prompt) > 1000:
+        return 400, {"error": "This model's maximum context length is 256 tokens."}
     total = sum(map(int, re.findall(r"\d+", prompt)))
     if "Count on" in prompt:
-        return "", "9 10 11", "length"
+        return 200, chat_message("9 10 11", finish="length")
     if "Guess" in prompt or seed % 5 == 4:
         total += seed + 1
-    return "I add. " * (2 - seed % 2), f"It is \\boxed{{{total}}}.", "stop"
-
-
-class Server:
-    """What it was asked, and what it says instead of an answer."""
-
-    url = ""
-
-    def __init__(self):
-        self.asked: list[dict] = []
-        self.misbehave: Callable[[int], int] = lambda number: 200
+    think = "I add. " * (2 - seed % 2)
+    return 200, chat_message(f"It is \\boxed{{{total}}}.", reasoning=think)
 
 
 @pytest.fixture
-def server(monkeypatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    state, lock = Server(), threading.Lock()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                state.asked.append(body)
-                code = state.misbehave(len(state.asked))
-            think, content, end = said(body)
-            message = {"content": content, "reasoning_content": think}
-            reply: dict = {"choices": [{"message": message, "finish_reason": end}]}
-            if len(body["messages"][-1]["content"]) > 1000:
-                code = 400
-                reply = {"error": "This model's maximum context length is 256 tokens."}
-            text = json.dumps(reply).encode()
-            with contextlib.suppress(ConnectionError):
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-        def log_message(self, format, *args):
-            pass
-
-    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.daemon_threads = True
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{web.server_address[1]}/v1"
-    yield state
-    web.shutdown()
-    web.server_close()
+def server() -> Iterator[Loopback]:
+    with serving(said) as state:
+        yield state
 
 
 @pytest.fixture
@@ -176,14 +137,14 @@ def test_an_interrupted_sampling_asks_for_nothing_twice(
     journal.unlink()
     (tmp_path / "traces.jsonl").unlink()
     server.asked.clear()
-    server.misbehave = lambda number: 200 if number <= 6 else 500
+    server.misbehave = lambda number, body: (500, {}) if number >= 6 else None
     assert main([*words, "--n=3"]) == status.ENVIRONMENT
     error = capsys.readouterr().err.splitlines()[-1]
     assert "3 tries failed" in error and "run the command again" in error
     num_kept = len(journal.read_text().splitlines())
     assert num_kept > 0 and not (tmp_path / "traces.jsonl").exists()
     server.asked.clear()
-    server.misbehave = lambda number: 200
+    server.misbehave = lambda number, body: None
     assert main([*words, "--n=3"]) == 0
     # What is too long is no answer, and is asked again.
     assert len(server.asked) == 3 * len(ROWS) - num_kept

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ring_jax.config import ConfigError, ModelConfig, MoeConfig, TrainConfig
+from ring_jax.config import ConfigError, ModelConfig, MoeConfig
 from ring_jax.data import tokenizer as tokenizers
 from ring_jax.evaluate.choice_likelihood import ChoiceQuestion, score_choices
 from ring_jax.model import Transformer, init_transformer
@@ -27,7 +27,6 @@ MODEL = ModelConfig(
     eos_id=1,
     pad_id=1,
 )
-TRAIN = TrainConfig(global_batch_size=4, seq_len=48, compute_dtype="float32")
 QUESTIONS = [
     ChoiceQuestion("The sky is", [" blue", " a long green road", " 7"], 0),
     ChoiceQuestion("Two and two are ", ["four", "five"], 1),
@@ -61,7 +60,7 @@ def plain_likelihood(model, tokenizer, context, option) -> float:
     ids = tokenizer.encode(context.rstrip() + blank + option)
     start = len(tokenizer.encode(context.rstrip()))
     # One shape for all, so that the definition compiles once.
-    ids_BT = np.zeros((1, TRAIN.seq_len), np.int32)
+    ids_BT = np.zeros((1, MODEL.max_positions), np.int32)
     ids_BT[0, : len(ids)] = ids
     logits_TV = np.asarray(logits_of(model, ids_BT), np.float64)
     total = 0.0
@@ -71,9 +70,9 @@ def plain_likelihood(model, tokenizer, context, option) -> float:
     return total
 
 
-def score(model, tokenizer, questions, config=TRAIN):
+def score(model, tokenizer, questions):
     return score_choices(
-        model, questions, tokenizer=tokenizer, config=config, pad_id=MODEL.pad_id
+        model, questions, tokenizer=tokenizer, dtype="float32", max_rows=4
     )
 
 
@@ -125,9 +124,9 @@ def test_a_long_option_can_win_by_character_and_lose_by_sum(mesh, tokenizer):
 
 @pytest.mark.parametrize(
     ("context", "options"),
-    [("The sky is", ["", " blue"]), ("", ["blue"]), ("The sky is", [" blue" * 50])],
+    [("The sky is", ["", " blue"]), ("", ["blue"]), ("The sky is", [" blue" * 100])],
 )
 def test_an_option_that_cannot_be_scored_is_refused(mesh, tokenizer, context, options):
     question = ChoiceQuestion(context, options, 0)
-    with pytest.raises(ConfigError, match="seq_len=48"):
+    with pytest.raises(ConfigError, match="both parts need a token"):
         score(create(MODEL, 0), tokenizer, [question])

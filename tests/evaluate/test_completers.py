@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who answers: our engine as it is asked directly, and a server on this machine."""
 
-import contextlib
+import dataclasses
 import functools
-import http.server
-import json
-import threading
-from collections.abc import Callable, Iterator
 
 import jax
 import pytest
@@ -27,6 +23,7 @@ from ring_jax.evaluate.complete import Ask, EngineCompleter, Said, Unsaid
 from ring_jax.evaluate.server import MAX_FAILURES, ServerCompleter
 from ring_jax.generate import Engine, Request, Sampling
 from ring_jax.model import init_transformer
+from tests.loopback_server import chat_message, serving
 
 MODEL = ModelConfig(
     vocab_size=400,
@@ -61,6 +58,14 @@ def ask(question: str, *, sample: int = 0, **changes) -> Ask:
     return Ask(row=row, sample=sample, **settings)
 
 
+class CountingChat(OurChat):
+    num_rendered = 0
+
+    def prompts(self, conversations):
+        CountingChat.num_rendered += len(conversations)
+        return super().prompts(conversations)
+
+
 def test_an_engine_answers_as_when_it_is_asked_directly(mesh):
     tokenizer = tokenizers.train(["a b c d e f g"] * 20, vocab_size=300)
     model = jax.jit(functools.partial(init_transformer, MODEL))(jax.random.key(0))
@@ -72,8 +77,10 @@ def test_an_engine_answers_as_when_it_is_asked_directly(mesh):
         evaluate=EvaluateConfig(batch_size=2),
         stages=ONLY_ASKED.stages,
     )
-    completer = EngineCompleter(model, OurChat(tokenizer, "ring"), config=run)
+    chat = CountingChat(tokenizer, "ring")
+    completer = EngineCompleter(model, chat, config=run)
     asked = [ask("a b?", sample=number) for number in range(3)]
+    asked = [dataclasses.replace(one, row=asked[0].row) for one in asked]
     asked += [ask("c?", temperature=0.0), ask("long " * 100)]
     rows = [one.row for one in asked]
     # The longest prompt that leaves half of the positions has room for the rest.
@@ -82,6 +89,8 @@ def test_an_engine_answers_as_when_it_is_asked_directly(mesh):
     assert shorter == 128 - len(render(asked[0].row))
     said = {(s.ask.row.id, s.ask.sample): s for s in completer.complete(asked)}
     assert len(said) == 5
+    # Three rows, whose room was asked for twice; to answer, none was rendered again.
+    assert chat.num_rendered == 2 * 3
     engine = Engine(
         model,
         tokenizer,
@@ -100,39 +109,6 @@ def test_an_engine_answers_as_when_it_is_asked_directly(mesh):
     assert isinstance(long, Said) and long.stop_reason == "prompt_too_long"
 
 
-Reply = Callable[[dict], tuple[int, dict]]
-
-
-@contextlib.contextmanager
-def serving(reply: Reply) -> Iterator[tuple[str, list[dict]]]:
-    """A server that answers each body with a status and an object."""
-    bodies: list[dict] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            bodies.append(body)
-            code, response = reply(body)
-            text = json.dumps(response).encode()
-            with contextlib.suppress(ConnectionError):
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-        def log_message(self, format, *args):
-            pass
-
-    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.daemon_threads = True
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{web.server_address[1]}/v1", bodies
-    finally:
-        web.shutdown()
-        web.server_close()
-
-
 def completer_of(url: str) -> ServerCompleter:
     return ServerCompleter(
         TeacherConfig(
@@ -141,37 +117,26 @@ def completer_of(url: str) -> ServerCompleter:
     )
 
 
-def message(content: str, *, finish: str = "stop", reasoning: str = "") -> dict:
-    said = {"role": "assistant", "content": content, "reasoning_content": reasoning}
-    usage = {"completion_tokens": 9, "completion_tokens_details": None}
-    return {"choices": [{"message": said, "finish_reason": finish}], "usage": usage}
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 def test_a_server_is_asked_for_each_sample_and_its_reasoning_is_kept():
     def reply(body):
         number = body["seed"]
         if number == 6:
-            return 200, message("", finish="length", reasoning="on and on")
-        return 200, message(f"say {number}", reasoning="hm")
+            return 200, chat_message("", finish="length", reasoning="on and on")
+        return 200, chat_message(f"say {number}", reasoning="hm")
 
     asked = [ask("Why?", sample=number) for number in range(3)]
-    with serving(reply) as (url, bodies):
-        found = list(completer_of(url).complete(asked))
+    with serving(reply) as server:
+        found = list(completer_of(server.url).complete(asked))
     said = {one.ask.sample: one for one in found if isinstance(one, Said)}
     assert len(said) == 3
     assert said[0].text == "<think>hm</think>\nsay 5"
     assert (said[0].num_tokens, said[0].num_think_tokens) == (9, None)
     assert (said[1].text, said[1].stop_reason) == ("<think>on and on", "length")
-    assert bodies[0]["messages"] == [{"role": "user", "content": "Why?"}]
-    settings = {name: bodies[0][name] for name in ("temperature", "top_p")}
+    assert server.asked[0]["messages"] == [{"role": "user", "content": "Why?"}]
+    settings = {name: server.asked[0][name] for name in ("temperature", "top_p")}
     assert settings == {"temperature": 1.0, "top_p": 0.9}
-    assert {body["max_tokens"] for body in bodies} == {12}
-    assert {body["seed"] for body in bodies} == {5, 6, 7}
+    assert {body["max_tokens"] for body in server.asked} == {12}
+    assert {body["seed"] for body in server.asked} == {5, 6, 7}
 
 
 def test_an_item_that_a_server_refuses_costs_no_other():
@@ -180,11 +145,11 @@ def test_an_item_that_a_server_refuses_costs_no_other():
             return 400, {"error": "no such letters"}
         if "long" in body["messages"][0]["content"]:
             return 400, {"error": "maximum context length is 4096 tokens"}
-        return 200, message("yes")
+        return 200, chat_message("yes")
 
     asked = [ask("one?"), ask("an odd one?"), ask("a long one?"), ask("another?")]
-    with serving(reply) as (url, _):
-        found = list(completer_of(url).complete(asked))
+    with serving(reply) as server:
+        found = list(completer_of(server.url).complete(asked))
     unsaid = [one for one in found if isinstance(one, Unsaid)]
     assert [one.ask.row.id for one in unsaid] == ["an odd one?"]
     assert "no such letters" in unsaid[0].reason
@@ -195,10 +160,10 @@ def test_an_item_that_a_server_refuses_costs_no_other():
 
 def test_a_server_that_fails_all_the_time_is_not_asked_for_ever():
     asked = [ask(f"{number}?") for number in range(100)]
-    with serving(lambda body: (500, {})) as (url, bodies):
-        found = completer_of(url).complete(asked)
+    with serving(lambda body: (500, {})) as server:
+        found = completer_of(server.url).complete(asked)
         for _ in range(MAX_FAILURES):
             assert isinstance(next(found), Unsaid)
         with pytest.raises(OSError, match="failures in a row"):
             next(found)
-        assert len(bodies) < 4 * MAX_FAILURES
+        assert len(server.asked) < 4 * MAX_FAILURES

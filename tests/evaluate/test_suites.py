@@ -23,6 +23,7 @@ from ring_jax.evaluate.items import read_items, read_suites
 from ring_jax.evaluate.run import evaluate, gold_text, read_reply
 from ring_jax.evaluate.suites import SUITES, choose_suites
 from ring_jax.verify import grade
+from ring_jax.verify.ifbench import INSTRUCTIONS
 
 MODEL = {"name": "planted", "step": 7}
 
@@ -129,6 +130,20 @@ def test_a_set_has_all_its_items_and_their_answers(name, size):
     rows = read_items(name, dataclasses.replace(SUITES[name], num_samples=1))
     assert len(rows) == size
     assert all(row.answer for row in rows) == (name != "ifbench")
+
+
+def test_ifbench_counts_replies_that_a_loose_reading_accepts(tmp_path):
+    # A reply of nine words in a frame of two lines that a loose reading leaves out.
+    reply = "Sure!\n**Rain falls. Rain falls. Does rain fall, falling so?**\nBye"
+    suites = choose_suites(["ifbench"], SuitesConfig(num_items=40))
+    summary = run(suites, Planted(says=lambda ask: reply), tmp_path)["ifbench"]
+    assert (summary["status"], summary["num_items"]) == ("done", 40), summary["reason"]
+    rows = {row.id: row for row in read_rows("ifbench")}
+    for record in records(tmp_path, "ifbench"):
+        metadata = rows[record["id"]].metadata
+        followed = INSTRUCTIONS.followed_loosely(reply, metadata)
+        assert record["is_correct"] == all(followed)
+    assert 0 < summary["score"] < 1
 
 
 def test_a_published_set_is_a_suite_once_its_files_are_there(tmp_path, monkeypatch):

@@ -139,9 +139,16 @@ def test_a_merge_takes_the_definition_of_the_edge_just_taken(num_times):
 
 
 def test_a_loop_without_end_is_refused(monkeypatch):
-    monkeypatch.setattr("pallas_kernels.schedule.timeline.MAX_BUNDLES_RUN", 1000)
-    with pytest.raises(UnknownValueError, match="no end after"):
+    monkeypatch.setattr("pallas_kernels.schedule.timeline.MAX_BLOCKS_RUN", 100)
+    with pytest.raises(UnknownValueError, match="no end after 101 blocks"):
         cycles(*LOOP, scalars={0: np.array(10**6)})
+
+
+def test_a_loop_may_take_long_if_it_turns_seldom():
+    num_bundles, num_times = 10_000, 3_000
+    long = [*LOOP[:4], *[NOTHING] * num_bundles, *LOOP[4:]]
+    expected = 2 + num_times * (8 + num_bundles)
+    assert cycles(*long, scalars={0: np.array(num_times)}) == pytest.approx(expected)
 
 
 def test_a_branch_on_an_operand_that_is_not_given_is_refused():
@@ -257,10 +264,14 @@ def test_a_dma_of_unknown_size_is_refused():
         cycles(SCALAR, dma(1).replace("/*size_in_granules=*/1", "%s1_s0"))
 
 
-def test_an_operand_copied_to_scalar_memory_is_read_from_there():
+@pytest.mark.parametrize(("memory", "shift"), [("vmem", 4), ("vmem", 0), ("hbm", 0)])
+def test_an_operand_copied_to_scalar_memory_is_read_from_there(memory, shift):
     line = time(
-        "%s1_s0 = inlined_call_operand.vmem [shape: s32[3], index: 0, kind: input]",
-        "%2 = dma.vmem_to_smem %s1_s0, 16, [#allocation4], [#allocation1]",
+        f"%s0_s0 = inlined_call_operand.{memory} [shape: s32[3], index: 0, kind: "
+        "input]",
+        # DMAs take addresses of VMEM in smaller units.
+        f"%s1_s0 = sshll.u32 %s0_s0, {shift}",
+        f"%2 = dma.{memory}_to_smem %s1_s0, 16, [#allocation4], [#allocation1]",
         "%3 = dma.done.wait [#allocation1], 16",
         "%s2_s1 = sld [smem:[#allocation4 + $0x2]]",
         dma(1).replace("/*size_in_granules=*/1", "%s2_s1"),

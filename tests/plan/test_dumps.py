@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import maxtext_kernels
 from pallas_kernels.hardware import TPUS
+from pallas_kernels.schedule import UnknownValueError
 from ring_jax.plan.dumps import Dumps
 from ring_jax.plan.hlo import Instruction, Module, parse_module
 from ring_jax.plan.kernel_scalars import our_kernels
@@ -85,10 +86,13 @@ def test_operands_that_nobody_knows_are_0(module, tmp_path):
     assert seconds(found, module, "fusion.1") == pytest.approx(3 / V5E.clock_hz)
 
 
-def test_a_path_that_depends_on_vectors_has_no_time(module, tmp_path):
-    assert seconds(
-        dumps(module, tmp_path, fusion_1=ON_VECTORS), module, "fusion.1"
-    ) is (None)
+def test_a_path_that_depends_on_vectors_has_no_time_however_often_asked(
+    module, tmp_path
+):
+    found = dumps(module, tmp_path, fusion_1=ON_VECTORS)
+    for _ in range(2):
+        with pytest.raises(UnknownValueError, match=r"fusion\.1: .*vector data"):
+            seconds(found, module, "fusion.1")
 
 
 def cost(module: Module, found: Dumps | None, name: str, *, times: float = 1000.0):
@@ -103,6 +107,14 @@ def test_bundles_come_before_the_roofline(module, tmp_path):
     assert roofline.source == "roofline"
     num_bytes = 2 * 4 * 4096**2
     assert roofline.seconds == pytest.approx(num_bytes / V5E.hbm_bytes_per_second)
+
+
+def test_where_no_bundles_can_run_the_cost_says_why(module, tmp_path):
+    found = dumps(module, tmp_path, fusion_1=ON_VECTORS)
+    assert "vector data" in cost(module, found, "fusion.2").reason
+    assert cost(module, found, "fusion.3").reason == (
+        "fusion.3: its code was not dumped."
+    )
 
 
 def test_what_takes_next_to_nothing_has_the_compilers_own_figure(module, tmp_path):

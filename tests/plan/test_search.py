@@ -208,9 +208,20 @@ def test_where_nothing_fits_the_smallest_was_tried_last(small_run, compiler):
     assert tried[-1].candidate.prediction.hbm_bytes == least
 
 
+def test_the_run_as_it_is_competes_with_the_best_few(small_run, compiler):
+    compiler(factor=1.0)
+    run = small_run(mesh=MeshConfig(data=-1, expert=2), remat="offload")
+    given, *others = compile_best(run, POD, cache=NOWHERE)
+    assert given.candidate.config.mesh == MeshConfig(data=2, expert=2)
+    assert given.candidate.config.train == run.train
+    assert len(others) == search.NUM_COMPILED
+    assert given not in others
+
+
 def test_the_best_few_are_compiled_and_differ_in_mesh_or_remat(small_run, compiler):
     compiler(factor=1.0)
-    tried = list(compile_best(small_run(), POD, cache=NOWHERE))
+    run = small_run(mesh=MeshConfig(fsdp=3))
+    tried = list(compile_best(run, POD, cache=NOWHERE))
     assert len(tried) == search.NUM_COMPILED
     kinds = {
         (one.candidate.config.mesh, one.candidate.config.train.remat) for one in tried

@@ -246,7 +246,9 @@ def test_a_kernel_whose_operands_nobody_knows_is_marked():
         'custom_call_target="tpu_custom_call"'
     )
     time = estimate(kernel)
-    assert time.operations[0].source == "unknown"
+    (unknown,) = time.operations
+    assert unknown.source == "unknown"
+    assert unknown.reason == "k.1: nobody says what its scalar operands are."
     assert time.seconds == pytest.approx(2 * MATRIX_BYTES / V5E.hbm_bytes_per_second)
 
 

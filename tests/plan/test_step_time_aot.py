@@ -2,7 +2,6 @@
 """Estimates of programs that the TPU's own compiler compiled; needs the extra [tpu]."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import sys
 import pytest
 
 from pallas_kernels.hardware import TPUS
+from pallas_kernels.schedule.compiler import compiler_environment, dump_flags
 from ring_jax.plan.links import PlacedMesh
 from ring_jax.plan.step_time import StepTime, estimate_step
 
@@ -55,17 +55,9 @@ def scan(tmp_path_factory) -> StepTime:
     folder = tmp_path_factory.mktemp("scan")
     dumps = folder / "dumps"
     dumps.mkdir()
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dumps} --xla_jf_dump_llo_text=true"
-        " --xla_jf_dump_llo_pass_label_regex=final_bundles",
-    }
     subprocess.run(
         [sys.executable, "-c", SCAN, folder, *map(str, (LAYERS, WIDTH, ROWS))],
-        env=environment,
+        env=compiler_environment(dump_flags(dumps)),
         check=True,
         capture_output=True,
     )

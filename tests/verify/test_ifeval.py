@@ -157,7 +157,7 @@ def test_an_instruction_is_decided_as_the_published_scorer_does(
 ):
     # Published files list the arguments of all instructions, most of them null.
     metadata = row((name, {"num_words": None, "language": None} | kwargs))
-    assert ifeval.followed(text, metadata) == [is_right]
+    assert ifeval.INSTRUCTIONS.followed(text, metadata) == [is_right]
 
 
 def test_all_instructions_must_be_followed_and_the_failing_ones_are_named():
@@ -167,8 +167,8 @@ def test_all_instructions_must_be_followed_and_the_failing_ones_are_named():
         ("detectable_format:title", {}),
     )
     good = "<<a title>> of a text"
-    assert not ifeval.first_failure(good, "", metadata)
-    assert ifeval.first_failure("two, words", "", metadata) == (
+    assert not ifeval.INSTRUCTIONS.first_failure(good, "", metadata)
+    assert ifeval.INSTRUCTIONS.first_failure("two, words", "", metadata) == (
         "3 of 3 not followed: punctuation:no_comma, "
         "length_constraints:number_words, detectable_format:title"
     )
@@ -195,11 +195,12 @@ def test_a_loose_reading_may_leave_out_first_and_last_line_and_asterisks(reply):
 def test_reasoning_in_front_of_a_reply_is_not_looked_at():
     metadata = row(("punctuation:no_comma", {}))
     reply = "<think>well, let me see, so</think>\nno comma here"
-    assert not ifeval.first_failure(reply, "", metadata)
+    assert not ifeval.INSTRUCTIONS.first_failure(reply, "", metadata)
 
 
 def test_an_empty_reply_follows_nothing():
-    assert ifeval.followed("  ", row(("punctuation:no_comma", {}))) == [False]
+    metadata = row(("punctuation:no_comma", {}))
+    assert ifeval.INSTRUCTIONS.followed("  ", metadata) == [False]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_an_empty_reply_follows_nothing():
 )
 def test_a_row_that_cannot_be_graded_is_an_error_and_no_verdict(metadata, message):
     with pytest.raises(ConfigError, match=message):
-        ifeval.first_failure("any text", "", metadata)
+        ifeval.INSTRUCTIONS.first_failure("any text", "", metadata)
 
 
 def test_the_language_is_the_same_each_time():
@@ -235,7 +236,7 @@ def test_the_language_is_the_same_each_time():
 def test_a_reply_made_to_take_long_does_not(text):
     names = [name for name in CASES if name.startswith("detectable")]
     metadata = row(*((name, CASES[name][0]) for name in names))
-    assert len(ifeval.followed_loosely(text, metadata)) == len(names)
+    assert len(ifeval.INSTRUCTIONS.followed_loosely(text, metadata)) == len(names)
 
 
 def test_a_batch_is_graded_without_a_sandbox():
