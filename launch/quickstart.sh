@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Sets up .venv and trains the laptop run to its end: panel, export, report.
+# Sets up .venv and trains the laptop run to its end: scores, export, report.
 #
 #   launch/quickstart.sh [workdir] [--config.section.field=value ...]
 #

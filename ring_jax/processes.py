@@ -6,6 +6,9 @@ process alone can see (a file, a signal) may steer a collective only after it wa
 on, or the others wait for ever. All processes call each function here, in one order.
 """
 
+import json
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -19,6 +22,17 @@ def is_first() -> bool:
 def from_first(value: int) -> int:
     """Returns what the first process gave, to all."""
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+
+
+def json_from_first(value: Any) -> Any:
+    """Returns the JSON value that the first process gave, to all."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value if is_first() else None).encode()
+    words = np.zeros(from_first(len(text)), np.uint8)
+    if is_first():
+        words[:] = np.frombuffer(text, np.uint8)
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(words)))
 
 
 def any_has(flag: bool) -> bool:

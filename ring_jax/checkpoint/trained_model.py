@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model of a run folder, without the optimizer that trained it."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +21,29 @@ class TrainedModel(NamedTuple):
     """A model as the newest good checkpoint holds it."""
 
     step: int
+    digest: str
+    """Of all its parameters; see `ModelIdentity`."""
     config: ModelConfig
     params: dict[str, jax.Array]
     """f32, by path, on the first device."""
+
+
+class ModelIdentity(NamedTuple):
+    """What tells the model of a checkpoint from any other."""
+
+    step: int
+    digest: str
+    """Of all its parameters, whatever their layout."""
+
+
+def newest_identity(checkpoints: str | Path) -> ModelIdentity:
+    """Reads which model the newest good checkpoint holds, and no parameter.
+
+    Raises:
+      ConfigError, StorageError: as `read_trained_model`.
+    """
+    record, _ = read_newest(checkpoints, lambda record: {})
+    return ModelIdentity(record["step"], _digest(record))
 
 
 def read_trained_model(checkpoints: str | Path) -> TrainedModel:
@@ -37,7 +58,8 @@ def read_trained_model(checkpoints: str | Path) -> TrainedModel:
     """
     record, arrays = read_newest(checkpoints, _select)
     params = {path.removeprefix(PREFIX): array for path, array in arrays.items()}
-    return TrainedModel(record["step"], _model_config(record), params)
+    digest = _digest(record)
+    return TrainedModel(record["step"], digest, _model_config(record), params)
 
 
 def _select(record: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -45,6 +67,14 @@ def _select(record: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
         PREFIX + path: jax.ShapeDtypeStruct(shape, jnp.float32)
         for path, shape in parameter_shapes(_model_config(record)).items()
     }
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for path, array in sorted(record["arrays"].items()):
+        if path.startswith(PREFIX):
+            total.update(f"{path} {array['digest']}\n".encode())
+    return total.hexdigest()
 
 
 def _model_config(record: Mapping[str, Any]) -> ModelConfig:

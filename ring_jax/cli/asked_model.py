@@ -7,13 +7,17 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from ring_jax import sharding
 from ring_jax.checkpoint import place
-from ring_jax.checkpoint.trained_model import read_trained_model
+from ring_jax.checkpoint.trained_model import (
+    ModelIdentity,
+    TrainedModel,
+    read_trained_model,
+)
 from ring_jax.cli.settings import (
     load_run_config,
     load_run_folder_model_config,
@@ -35,7 +39,7 @@ from ring_jax.model import Transformer, abstract_transformer
 # An imported folder has a model and no run; these are the settings of a run that is
 # only asked. Its one stage and source are there because a run must have them.
 ONLY_ASKED = RunConfig(
-    data=DataConfig(sources={"prompts": SourceConfig()}, template="ling"),
+    data=DataConfig(sources={"prompts": SourceConfig(num_heldout=0)}, template="ling"),
     train=TrainConfig(seq_len=1),
     evaluate=EvaluateConfig(max_prompt_tokens=512, max_new_tokens=512),
     stages={"none": StageConfig(mixture={"prompts": 1.0})},
@@ -47,8 +51,8 @@ class AskedModel(NamedTuple):
 
     model: Transformer
     """Its parameters are on the mesh in force."""
-    step: int
-    """Of its checkpoint."""
+    identity: dict[str, Any]
+    """Its run's name, its step and its digest; see `identity_of`."""
 
 
 def load_asked_config(args: argparse.Namespace, workdir: pathlib.Path) -> RunConfig:
@@ -64,6 +68,14 @@ def load_asked_config(args: argparse.Namespace, workdir: pathlib.Path) -> RunCon
     model = load_run_folder_model_config(workdir)
     only_asked = dataclasses.replace(ONLY_ASKED, model=model)
     return override(RunConfig, dataclasses.asdict(only_asked), args.overrides)
+
+
+def identity_of(
+    workdir: pathlib.Path, model: ModelIdentity | TrainedModel
+) -> dict[str, Any]:
+    """Returns what tells a run's model from others, as an evaluation keeps it."""
+    name = workdir.resolve().name
+    return {"name": name, "step": model.step, "digest": model.digest}
 
 
 def open_run_chat(config: RunConfig, workdir: pathlib.Path) -> ChatFormat:
@@ -82,7 +94,7 @@ def open_model(config: RunConfig, workdir: pathlib.Path) -> Iterator[AskedModel]
     trained = read_trained_model(workdir / "checkpoints")
     with jax.set_mesh(mesh):
         model = place(abstract_transformer(trained.config), trained.params)
-        yield AskedModel(model, trained.step)
+        yield AskedModel(model, identity_of(workdir, trained))
 
 
 def make_engine(

@@ -25,11 +25,19 @@ from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.lm_eval import by_lm_eval
 from ring_jax.cli.settings import override, require_workdir
-from ring_jax.config import ConfigError, RunConfig, SuiteConfig, SuitesConfig
+from ring_jax.config import ConfigError, RunConfig, SuitesConfig
+from ring_jax.data.prepared import open_sources
 from ring_jax.evaluate.complete import EngineCompleter
+from ring_jax.evaluate.heldout import HELDOUT, choose_heldout, with_heldout
+from ring_jax.evaluate.items import AskedSuite, read_suites
 from ring_jax.evaluate.run import evaluate
 from ring_jax.evaluate.server import ServerCompleter
-from ring_jax.evaluate.suites import choose_suites
+from ring_jax.evaluate.suites import (
+    SUITES,
+    asks_heldout,
+    choose_suites,
+    suite_names,
+)
 
 SUMMARY = "grades what a model says to suites of questions"
 
@@ -40,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suites",
         default="",
         metavar="NAME,NAME",
-        help="what is asked; reasoning, general and all stand for groups",
+        help="what is asked; heldout, reasoning, general and all stand for groups; "
+        "default: what the run asks at the end of a stage",
     )
     parser.add_argument(
         "--server",
@@ -79,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             config, workdir, tasks, path=args.lm_eval_path, label=args.label
         )
         return _finish(args, workdir, *evaluated)
-    suites = choose_suites(_words(args.suites), config.suites)
+    suites = _suites(args.suites or config.suites.at_stage_end, config, workdir)
     if args.server is None:
         scores = _by_engine(config, workdir, suites, label=args.label)
     else:
@@ -129,11 +138,32 @@ def _config(args: argparse.Namespace, workdir: pathlib.Path) -> RunConfig:
     return override(RunConfig, dataclasses.asdict(ONLY_ASKED), args.overrides)
 
 
+def _suites(
+    text: str, config: RunConfig, workdir: pathlib.Path
+) -> dict[str, AskedSuite]:
+    """Reads the items of the suites that are named; the run's sources where needed."""
+    names, heldout = suite_names(text), {}
+    settings = config.suites
+    has_heldout = any(source.num_heldout for source in config.data.sources.values())
+    if has_heldout and asks_heldout(names, settings):
+        rows = {name: rows.heldout for name, rows in open_sources(config).items()}
+        heldout = choose_heldout(config, rows, open_run_chat(config, workdir))
+        settings = with_heldout(config, heldout)
+    chosen = choose_suites(names, settings)
+    if not chosen:
+        raise ConfigError(
+            "evaluate: name suites with --suites=NAME,NAME; there are "
+            f"{', '.join({**SUITES, **settings.own})}; and {HELDOUT} (rows of a run), "
+            "reasoning, general, all."
+        )
+    return read_suites(chosen, heldout)
+
+
 def _by_server(
     args: argparse.Namespace,
     config: RunConfig,
     workdir: pathlib.Path,
-    suites: Mapping[str, SuiteConfig],
+    suites: Mapping[str, AskedSuite],
 ) -> dict[str, Any]:
     server = dataclasses.replace(
         config.suites.server, url=args.server, model=args.model
@@ -151,19 +181,19 @@ def _by_server(
 def _by_engine(
     config: RunConfig,
     workdir: pathlib.Path,
-    suites: Mapping[str, SuiteConfig],
+    suites: Mapping[str, AskedSuite],
     *,
     label: str | None,
 ) -> dict[str, Any]:
     chat = open_run_chat(config, workdir)
     use_devices(config)
-    with open_model(config, workdir) as (model, step):
+    with open_model(config, workdir) as (model, identity):
         return evaluate(
             suites,
             EngineCompleter(model, chat, config=config),
             workdir=workdir,
-            label=evaluation_label(config, step, label),
-            model={"name": workdir.resolve().name, "step": step},
+            label=evaluation_label(config, identity["step"], label),
+            model=identity,
             config=config.suites,
         )
 

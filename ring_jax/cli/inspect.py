@@ -28,9 +28,9 @@ from ring_jax.cli.settings import (
     require_workdir,
 )
 from ring_jax.config import ModelConfig
-from ring_jax.evaluate import panel_table
+from ring_jax.evaluate import score_table
 from ring_jax.model.flops import abstract_transformer, count_parameters
-from ring_jax.report import write_data_page
+from ring_jax.report import compare_stages, write_data_page
 from ring_jax.report.run_folder import read_run_folder
 
 SUMMARY = "prints settings, a run folder's state, rows as tokens, or the mixture"
@@ -136,14 +136,14 @@ def _print_parameters(
 
 
 def _print_run(workdir: pathlib.Path, console: rich.console.Console) -> dict[str, Any]:
-    """Prints a run's last record, checkpoints and panels; returns them for scripts."""
+    """Prints a run's last record, checkpoints and scores; returns them for scripts."""
     folder = read_run_folder(workdir)
     last = dict(folder.steps[-1]) if folder.steps else {}
     checkpoints = _checkpoints(workdir)
     console.print(_last_step(last))
     console.print(_table_of_checkpoints(checkpoints))
-    if folder.panels:
-        console.print(panel_table(list(folder.panels.values())))
+    if (comparison := compare_stages(workdir)) is not None:
+        console.print(score_table(comparison))
     return {"last": last, "checkpoints": [step for step, _ in checkpoints]}
 
 

@@ -4,15 +4,14 @@
 import argparse
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from ring_jax.cli import status
 from ring_jax.cli.settings import require_workdir
 from ring_jax.config import ConfigError
 from ring_jax.report import (
-    Comparison,
     compare,
+    figures,
     write_evaluation_page,
     write_model_card,
     write_report,
@@ -77,15 +76,6 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     out = args.out or args.evaluations[-1] / "evaluation.html"
     page = write_evaluation_page(comparison, out)
     card = write_model_card(comparison, out.with_suffix(".md"))
-    return {"report": str(page), "model_card": str(card), **_figures(comparison)}
-
-
-def _figures(comparison: Comparison) -> Mapping[str, Any]:
-    averages = {
-        name: {
-            column.name: average.score if average else None
-            for column, average in zip(comparison.columns, group.averages, strict=True)
-        }
-        for name, group in comparison.groups.items()
-    }
-    return {"averages": averages, "retained": comparison.retained.value}
+    if (out.parent / "report.html").is_file() and out.parent in args.evaluations:
+        write_report(out.parent)  # so that it links to the page beside it
+    return {"report": str(page), "model_card": str(card), **figures(comparison)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ring train`: the stages of a config, then panel, export, check and report.
+"""`ring train`: the stages of a config, each graded, then export, check and report.
 
 Running the same command again continues the run, and does only what is missing.
 """
@@ -15,6 +15,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,9 @@ import numpy as np
 
 from ring_jax import __version__, processes, sharding
 from ring_jax.checkpoint import import_folder, max_logit_difference_to_mlx, place
+from ring_jax.checkpoint.trained_model import newest_identity
 from ring_jax.cli import status
+from ring_jax.cli.asked_model import identity_of
 from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.export import export_newest
@@ -33,12 +36,11 @@ from ring_jax.config import ConfigError, RunConfig, flatten_settings, model_iden
 from ring_jax.data import mixture_file
 from ring_jax.data.pipeline import TrainBatches, prepare
 from ring_jax.data.prepared import PreparedData
-from ring_jax.evaluate import Panel, panel_table
+from ring_jax.evaluate import StageEnd, score_table
 from ring_jax.model import Transformer, abstract_transformer
-from ring_jax.report import write_report
+from ring_jax.report import compare_stages, figures, write_report
 from ring_jax.train import Run, TrainingStoppedError, check_run, train
 from ring_jax.train.run_folder_lock import only_run_in
-from ring_jax.train.run_log import RunLog
 from ring_jax.train.tensorboard import tensorboard_mirror
 
 SUMMARY = "trains the stages of a config; run it again to continue"
@@ -105,12 +107,15 @@ def _train(
         told = record if processes.is_first() else None
         return TrainBatches(config, data, stage=stage, rows=rows, record=told)
 
+    def identify() -> dict[str, Any]:
+        return identity_of(workdir, newest_identity(workdir / "checkpoints"))
+
     settings = Run(
         config=config,
         workdir=workdir,
         mesh=mesh,
         open_batches=open_batches,
-        evaluate=Panel(config, data, workdir),
+        evaluate=StageEnd(config, data, workdir, identify=identify),
         console=console,
         mirror=tensorboard_mirror(workdir) if config.train.tensorboard else None,
     )
@@ -124,15 +129,16 @@ def _train(
         logits = _checked_logits(data, sharding.onto(state.model, whole_rows))
     if not processes.is_first():
         return status.DONE
-    panels = RunLog(workdir).records("panel")
-    console.print(panel_table(panels))
+    comparison = compare_stages(workdir)
+    if comparison is not None:
+        console.print(score_table(comparison))
     difference = _export(workdir, logits)
     report = write_report(workdir)
     print(f"report: {report}")
     if is_json:
         out = {
             "status": status.DONE,
-            "panels": panels,
+            **(figures(comparison) if comparison else {}),
             "max_logit_difference_to_mlx": difference,
             "report": str(report),
         }

@@ -48,7 +48,7 @@ class SourceConfig:
     num_rows: int = 1000
     """Training rows to read or generate; a reader with fewer gives what it has."""
     num_heldout: int = 64
-    """Held-out rows, disjoint from training rows; 0 keeps it out of panels."""
+    """Held-out rows, disjoint from training rows; 0 keeps it out of evaluations."""
     task: str = ""
     """For generated sources: the task's name, such as `chain_sum`."""
     level: Literal["", "easy", "medium", "hard"] = ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of generation, of panels, and of suites of questions."""
+"""Settings of generation, of held-out rows, and of suites of questions."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,12 +12,16 @@ from ring_jax.config.verify import VerificationConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """The held-out panel at the end of each stage."""
+    """Held-out rows as suites, and the room of the engine that answers."""
 
     items_per_source: int = 64
+    """Held-out rows that are asked of each source that a verifier grades."""
     max_prompt_tokens: int = 96
+    """Rows with a longer prompt are not asked."""
     max_new_tokens: int = 96
+    """Of a reply, reasoning included."""
     batch_size: int = 64
+    """Prompts that are answered at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,20 +59,23 @@ class SuiteConfig:
     """A suite of `ring evaluate`: its items, how they are asked, what is counted."""
 
     kind: str = "rows"
-    """`rows` of a file, `reasoning_gym`, a set that a package ships, or a published set
-    of which you have the files."""
+    """`rows` of a file, `heldout` rows of the run, `reasoning_gym`, a set that a
+    package ships, or a published set of which you have the files."""
     path: str | None = None
     """Of `rows`: a JSONL file of the row schema, each row with a verifier. Of a
     published set: its file, or the folder of its files."""
     task: str = ""
     """Of `reasoning_gym`."""
+    sources: str = ""
+    """Of `heldout`: sources of the run, with commas, whose held-out rows are asked."""
     group: Literal["reasoning", "general"] = "general"
     capability: str = ""
     """Such as mathematics, code, science, instruction, tool use, knowledge."""
     prompt: str = "{question}"
     """What the user says; `{question}` stands for the item's own last turn."""
     num_items: int | None = None
-    """At most, the same ones each time; of `reasoning_gym` per level. None: all."""
+    """At most, the same ones each time; of `reasoning_gym` per level, of `heldout` per
+    source. None: all."""
     num_samples: int = 1
     """Replies to each item."""
     metric: Literal["avg", "pass", "maj"] = "avg"
@@ -121,8 +128,12 @@ class LmEvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SuitesConfig:
-    """What `ring evaluate` asks, beside or instead of the settings of its suites."""
+    """What is asked, beside or instead of the settings of the suites."""
 
+    at_stage_end: str = "heldout"
+    """Suites and groups, with commas, that `ring train` asks when a stage has ended,
+    and `ring evaluate` where it is given no others. `heldout` stands for the held-out
+    rows of all sources."""
     own: Mapping[str, SuiteConfig] = dataclasses.field(default_factory=dict)
     """More suites, or others under known names."""
     num_items: int | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model can: the held-out panel, free-running and graded."""
+"""What the model can: suites of questions, answered freely and graded."""
 
-from ring_jax.evaluate.panel import Panel as Panel
-from ring_jax.evaluate.table import panel_table as panel_table
+from ring_jax.evaluate.stage_end import StageEnd as StageEnd
+from ring_jax.evaluate.table import score_table as score_table

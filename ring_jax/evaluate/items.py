@@ -4,7 +4,9 @@
 import collections
 import dataclasses
 import pathlib
+import types
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from ring_jax.config import ConfigError, SourceConfig, SuiteConfig
 from ring_jax.data import evaluation_files, sources
@@ -14,10 +16,36 @@ from ring_jax.data.evaluation_sets import PACKAGED
 from ring_jax.data.schema import Row, row_from_json
 from ring_jax.data.sources.reasoning_tasks import TASKS
 from ring_jax.data.sources.split import digest
+from ring_jax.evaluate.heldout import HELDOUT, Heldout
+
+NO_ROWS: Heldout = types.MappingProxyType({})
+"""Of a run that is not asked for its own rows."""
 
 
-def read_items(name: str, suite: SuiteConfig) -> list[Row]:
+class AskedSuite(NamedTuple):
+    """A suite with its items."""
+
+    config: SuiteConfig
+    rows: list[Row]
+
+
+def read_suites(
+    suites: Mapping[str, SuiteConfig], heldout: Heldout = NO_ROWS
+) -> dict[str, AskedSuite]:
+    """Reads the items of suites by name; see `read_items`."""
+    return {
+        name: AskedSuite(suite, read_items(name, suite, heldout))
+        for name, suite in suites.items()
+    }
+
+
+def read_items(name: str, suite: SuiteConfig, heldout: Heldout = NO_ROWS) -> list[Row]:
     """Reads the items of a suite, asked in the suite's words.
+
+    Args:
+      name: of the suite.
+      suite: its settings.
+      heldout: the run's own held-out rows, for suites of them.
 
     Raises:
       ConfigError: the kind is unknown; a package or a file is missing (names where it
@@ -27,8 +55,8 @@ def read_items(name: str, suite: SuiteConfig) -> list[Row]:
         raise ConfigError(
             f"suite {name}: kind={suite.kind!r} must be one of {list(READERS)}."
         )
-    rows = READERS[suite.kind](name, suite)
-    if suite.num_items is not None and suite.kind != "reasoning_gym":
+    rows = READERS[suite.kind](name, suite, heldout)
+    if suite.num_items is not None and suite.kind not in ("reasoning_gym", HELDOUT):
         rows = _some(rows, suite.num_items, seed=suite.seed)
     counts = collections.Counter(row.id for row in rows)
     if twice := [row_id for row_id, count in counts.items() if count > 1]:
@@ -74,18 +102,30 @@ def _asked(row: Row, prompt: str) -> Row:
     return dataclasses.replace(row, messages=(*before, question, reply))
 
 
-def _read_packaged(name: str, suite: SuiteConfig) -> list[Row]:
-    del name
+def _read_heldout(name: str, suite: SuiteConfig, heldout: Heldout) -> list[Row]:
+    sources = [source for source in suite.sources.split(",") if source]
+    if absent := [source for source in sources if source not in heldout]:
+        raise ConfigError(
+            f"suite {name}: source {absent[0]!r} has no held-out rows with a verifier; "
+            f"those that have some: {', '.join(heldout) or 'none'}."
+        )
+    return [row for source in sources for row in heldout[source][: suite.num_items]]
+
+
+def _read_packaged(name: str, suite: SuiteConfig, heldout: Heldout) -> list[Row]:
+    del name, heldout
     return read_rows(suite.kind)
 
 
-def _read_published(name: str, suite: SuiteConfig) -> list[Row]:
+def _read_published(name: str, suite: SuiteConfig, heldout: Heldout) -> list[Row]:
+    del heldout
     if not suite.path:
         raise ConfigError(f"suite {name}: set its path to the set's file or folder.")
     return evaluation_files.read(suite.kind, suite.path)
 
 
-def _read_gym(name: str, suite: SuiteConfig) -> list[Row]:
+def _read_gym(name: str, suite: SuiteConfig, heldout: Heldout) -> list[Row]:
+    del heldout
     if suite.task not in TASKS:
         raise ConfigError(
             f"suite {name}: task={suite.task!r} must be one of {sorted(TASKS)}."
@@ -103,7 +143,8 @@ def _read_gym(name: str, suite: SuiteConfig) -> list[Row]:
     return rows
 
 
-def _read_file(name: str, suite: SuiteConfig) -> list[Row]:
+def _read_file(name: str, suite: SuiteConfig, heldout: Heldout) -> list[Row]:
+    del heldout
     path = pathlib.Path(suite.path or "")
     if not path.is_file():
         raise ConfigError(
@@ -124,10 +165,11 @@ def _read_file(name: str, suite: SuiteConfig) -> list[Row]:
         ]
 
 
-READERS: Mapping[str, Callable[[str, SuiteConfig], list[Row]]] = {
+READERS: Mapping[str, Callable[[str, SuiteConfig, Heldout], list[Row]]] = {
     "rows": _read_file,
+    HELDOUT: _read_heldout,
     "reasoning_gym": _read_gym,
     **dict.fromkeys([*PACKAGED, "bfcl_live"], _read_packaged),
     **dict.fromkeys(FILE_SETS, _read_published),
 }
-"""Kind -> function of the suite's name and settings."""
+"""Kind -> function of the suite's name and settings, and of held-out rows."""

@@ -11,13 +11,14 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import logging
 
-from ring_jax.config import ConfigError, SuiteConfig, flatten_settings
-from ring_jax.data.schema import Row, row_to_json
+from ring_jax.config import ConfigError, flatten_settings
+from ring_jax.data.schema import row_to_json
+from ring_jax.evaluate.items import AskedSuite
 from ring_jax.evaluate.votes import Key
 
 SETTINGS, SCORES = "settings.json", "scores.json"
@@ -64,24 +65,10 @@ class Records:
 
 
 def begin(
-    folder: pathlib.Path,
-    suites: Mapping[str, SuiteConfig],
-    items: Mapping[str, Sequence[Row]],
-    *,
-    model: Mapping[str, Any],
+    folder: pathlib.Path, suites: Mapping[str, AskedSuite], *, model: Mapping[str, Any]
 ) -> None:
     """Notes what suites are begun with; see `note`."""
-    note(
-        folder,
-        {
-            name: {
-                "model": dict(model),
-                **dataclasses.asdict(suite),
-                "items": digest_of(map(row_to_json, items[name])),
-            }
-            for name, suite in suites.items()
-        },
-    )
+    note(folder, {name: _beginning(suite, model) for name, suite in suites.items()})
 
 
 def note(folder: pathlib.Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -103,6 +90,42 @@ def note(folder: pathlib.Path, settings: Mapping[str, Mapping[str, Any]]) -> Non
             )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, known)
+
+
+def forget_others(
+    folder: pathlib.Path, suites: Mapping[str, AskedSuite], *, model: Mapping[str, Any]
+) -> None:
+    """Removes what a training run makes untrue that goes back, or changes its suites.
+
+    These are all suites of a model with another digest, and those of `suites` that were
+    begun with other settings or items.
+    """
+    known = read_json(folder / SETTINGS)
+    untrue = [
+        name
+        for name, before in known.items()
+        if before["model"].get("digest") != model["digest"]
+        or (name in suites and _differences(before, _beginning(suites[name], model)))
+    ]
+    if not untrue:
+        return
+    logging.warning("%s: asked again: %s", folder, ", ".join(untrue))
+    scores = read_json(folder / SCORES)
+    for name in untrue:
+        (folder / f"{name}.jsonl").unlink(missing_ok=True)
+        scores.get("suites", {}).pop(name, None)
+        del known[name]
+    if scores.get("suites"):
+        write_json(folder / SCORES, scores)
+    else:
+        (folder / SCORES).unlink(missing_ok=True)
+    write_json(folder / SETTINGS, known)
+
+
+def _beginning(suite: AskedSuite, model: Mapping[str, Any]) -> dict[str, Any]:
+    settings = dataclasses.asdict(suite.config)
+    items = digest_of(map(row_to_json, suite.rows))
+    return {"model": dict(model), **settings, "items": items}
 
 
 def digest_of(lines: Iterable[str]) -> str:

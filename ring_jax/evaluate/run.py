@@ -13,13 +13,13 @@ from typing import Any
 
 from absl import logging
 
-from ring_jax.config import ConfigError, SuiteConfig, SuitesConfig
+from ring_jax.config import ConfigError, SuitesConfig
 from ring_jax.data.chat import END_TOKEN, Reply, parse_reply
 from ring_jax.data.schema import Message, Row
 from ring_jax.data.sources.split import digest
 from ring_jax.evaluate import records as files
 from ring_jax.evaluate.complete import Ask, Completer, Said, Unsaid
-from ring_jax.evaluate.items import level_of, read_items
+from ring_jax.evaluate.items import AskedSuite, level_of
 from ring_jax.evaluate.records import Records
 from ring_jax.evaluate.scores import refuse, summarise
 from ring_jax.evaluate.votes import Key, spellings, unite
@@ -30,7 +30,7 @@ GRADED = ("right", "wrong")
 
 
 def evaluate(
-    suites: Mapping[str, SuiteConfig],
+    suites: Mapping[str, AskedSuite],
     completer: Completer,
     *,
     workdir: pathlib.Path,
@@ -41,7 +41,7 @@ def evaluate(
     """Evaluates suites, and writes `<workdir>/evaluation/<label>/`.
 
     Args:
-      suites: by name.
+      suites: by name, with their items.
       completer: who answers.
       workdir: receives the folder.
       label: names the folder.
@@ -52,12 +52,10 @@ def evaluate(
       What `scores.json` holds: of these suites, and of those done before.
 
     Raises:
-      ConfigError: before anything is asked: an item, a package or a file is missing,
-        or the folder was begun with something else.
+      ConfigError: before anything is asked: the folder was begun with something else.
     """
     folder = workdir / "evaluation" / label
-    items = {name: read_items(name, suite) for name, suite in suites.items()}
-    files.begin(folder, suites, items, model=model)
+    files.begin(folder, suites, model=model)
     known = {name: Records(folder / f"{name}.jsonl") for name in suites}
     scores = files.read_json(folder / files.SCORES)
     scores |= {"label": label, "model": model["name"]}
@@ -70,7 +68,7 @@ def evaluate(
         max_memory_bytes=limits.max_memory_bytes,
     ) as sandbox:
         for name, suite in suites.items():
-            work = _SuiteRun(suite, items[name], known[name], completer, sandbox)
+            work = _SuiteRun(suite, known[name], completer, sandbox)
             try:
                 scores["suites"][name] = work.summary(work.run())
             except KeyboardInterrupt:
@@ -99,13 +97,13 @@ class _SuiteRun:
 
     def __init__(
         self,
-        suite: SuiteConfig,
-        rows: Sequence[Row],
+        asked: AskedSuite,
         records: Records,
         completer: Completer,
         sandbox: Sandbox,
     ):
-        self._suite, self._rows, self._records = suite, rows, records
+        self._suite, self._rows = asked
+        self._records = records
         self._completer, self._sandbox = completer, sandbox
         # Unbounded: replies wait for their verdict, and the device waits for nobody.
         self._waiting: dict[Future[Answer], dict[str, Any]] = {}

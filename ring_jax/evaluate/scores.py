@@ -8,8 +8,10 @@ from typing import Any
 from ring_jax.config import SuiteConfig
 from ring_jax.data.schema import Row
 from ring_jax.evaluate.aggregate import avg_at_k, interval, maj_at_k, pass_at_k
+from ring_jax.evaluate.heldout import HELDOUT
 from ring_jax.evaluate.items import chance_of, level_of
 from ring_jax.evaluate.votes import Key
+from ring_jax.verify import most_frequent_answer_score
 
 Record = Mapping[str, Any]
 
@@ -41,8 +43,6 @@ def summarise(
     low, high = (
         interval([*scores.values()], seed=suite.seed) if scores else (None, None)
     )
-    chances = [chance_of(row) for row in rows]
-    known = [chance for chance in chances if chance is not None]
     return {
         "group": suite.group,
         "capability": suite.capability,
@@ -53,7 +53,7 @@ def summarise(
         "num_items": len(by_item),
         "num_samples": suite.num_samples,
         "by_difficulty": _by_difficulty(suite, rows, scores),
-        "chance": _mean(known) if len(known) == len(chances) else None,
+        "chance": _chance(suite, rows),
         "pass_at": _pass_at(by_item.values(), suite.num_samples),
         "maj": _mean([item_score("maj", of, votes) for of in by_item.values()]),
         "truncated_share": _mean([r["stop_reason"] == "length" for r in records]),
@@ -81,6 +81,18 @@ def item_score(
         return pass_at_k(len(are_right), sum(are_right), len(are_right))
     answers = [votes[record["id"], record["sample"]] for record in records]
     return maj_at_k(answers, are_right)
+
+
+def _chance(suite: SuiteConfig, rows: Sequence[Row]) -> float | None:
+    """Computes what ignoring the questions scores, where that can be known.
+
+    Among held-out rows one answer may be frequent, and training has shown which.
+    """
+    if suite.kind == HELDOUT:
+        return most_frequent_answer_score([row.answer for row in rows])
+    chances = [chance_of(row) for row in rows]
+    known = [chance for chance in chances if chance is not None]
+    return _mean(known) if len(known) == len(chances) else None
 
 
 def _by_difficulty(

@@ -15,6 +15,7 @@ from typing import Literal
 from ring_jax.config import ConfigError, SuiteConfig, SuitesConfig
 from ring_jax.data.evaluation_files import FILE_SETS
 from ring_jax.data.sources.reasoning_tasks import TASKS
+from ring_jax.evaluate.heldout import HELDOUT, PREFIX
 
 MATH_PROMPT = (
     "{question}\n\nPlease reason step by step, and put your final answer within "
@@ -104,15 +105,28 @@ SUITES: Mapping[str, SuiteConfig] = {
 `PUBLISHED` their files."""
 
 
+def suite_names(text: str) -> list[str]:
+    """Splits names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def asks_heldout(names: Sequence[str], config: SuitesConfig) -> bool:
+    """Tells whether any of the names may stand for held-out rows of a run."""
+    kinds = [config.own[name].kind for name in names if name in config.own]
+    is_named = any(name == HELDOUT or name.startswith(PREFIX) for name in names)
+    return is_named or HELDOUT in kinds
+
+
 def choose_suites(names: Sequence[str], config: SuitesConfig) -> dict[str, SuiteConfig]:
     """Looks up suites by name, or by group, and applies what a run changes.
 
     Args:
-      names: of suites; `reasoning`, `general` and `all` stand for all of them.
-      config: of the run: its own suites, and settings instead of the suites'.
+      names: of suites; `heldout`, `reasoning`, `general` and `all` stand for several.
+      config: of the run: its own suites, those of held-out rows among them, and
+        settings instead of the suites'.
 
     Raises:
-      ConfigError: there is no such suite, or none is named, or a name names files.
+      ConfigError: there is no such suite, or a name names files.
     """
     known = {**SUITES, **config.own}
     for name in config.own:
@@ -123,24 +137,21 @@ def choose_suites(names: Sequence[str], config: SuitesConfig) -> dict[str, Suite
     chosen: dict[str, SuiteConfig] = {}
     for name in names:
         chosen |= _named(name, known)
-    if not chosen:
-        raise ConfigError(
-            "evaluate: name suites with --suites=NAME,NAME; there are "
-            f"{', '.join(known)}; and reasoning, general, all."
-        )
     return {name: _changed(suite, config) for name, suite in chosen.items()}
 
 
 def _named(name: str, known: Mapping[str, SuiteConfig]) -> dict[str, SuiteConfig]:
     if name in known:
         return {name: known[name]}
+    if name == HELDOUT:
+        return {one: suite for one, suite in known.items() if suite.kind == HELDOUT}
     groups = {suite.group for suite in known.values()} | {ALL}
     if name not in groups:
-        near = difflib.get_close_matches(name, [*known, *groups], n=1)
+        near = difflib.get_close_matches(name, [*known, *groups, HELDOUT], n=1)
         advice = (
             f"Did you mean `{near[0]}`?" if near else f"There are {', '.join(known)}."
         )
-        raise ConfigError(f"--suites: {name!r} is no suite. {advice}")
+        raise ConfigError(f"suites: {name!r} is no suite. {advice}")
     return {
         one: suite
         for one, suite in known.items()
@@ -149,8 +160,9 @@ def _named(name: str, known: Mapping[str, SuiteConfig]) -> dict[str, SuiteConfig
 
 
 def _is_there(suite: SuiteConfig) -> bool:
-    """A group takes published sets as far as their files are there."""
-    return suite.kind not in FILE_SETS or pathlib.Path(suite.path or "").exists()
+    """A group takes published sets whose files are there, and no held-out rows."""
+    has_files = suite.kind not in FILE_SETS or pathlib.Path(suite.path or "").exists()
+    return has_files and suite.kind != HELDOUT
 
 
 def _changed(suite: SuiteConfig, config: SuitesConfig) -> SuiteConfig:

@@ -4,6 +4,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,9 @@ from ring_jax.report.evaluation_folder import (
     Suite,
     find_evaluations,
     read_evaluation,
+    stage_evaluations,
 )
-from ring_jax.report.panels import LEVELS, Average
+from ring_jax.report.levels import LEVELS, LevelScore
 from ring_jax.report.suite_rows import Column, SuiteRow, paired, suite_rows
 
 
@@ -71,7 +73,7 @@ class Comparison:
     groups: Mapping[str, Group]
     capabilities: Sequence[Group]
     retained: Retained
-    levels: Mapping[str, Sequence[tuple[Column, Average]]]
+    levels: Mapping[str, Sequence[tuple[Column, LevelScore]]]
     """Level of reasoning -> columns that have it; items of all suites are pooled."""
 
     @property
@@ -107,6 +109,28 @@ def compare(folders: Sequence[Path], references: Sequence[Path] = ()) -> Compari
         retained=_retained(rows, columns),
         levels=_levels(rows, columns),
     )
+
+
+def compare_stages(workdir: Path) -> Comparison | None:
+    """Compares the stages of a run that have been evaluated; None: none has.
+
+    Raises:
+      ConfigError: as `compare`.
+    """
+    folders = stage_evaluations(workdir)
+    return compare(folders) if folders else None
+
+
+def figures(comparison: Comparison) -> dict[str, Any]:
+    """Returns averages of the groups by column and the retained fraction, for JSON."""
+    averages = {
+        name: {
+            column.name: average.score if average else None
+            for column, average in zip(comparison.columns, group.averages, strict=True)
+        }
+        for name, group in comparison.groups.items()
+    }
+    return {"averages": averages, "retained": comparison.retained.value}
 
 
 def _columns(stages: Sequence[Path], references: Sequence[Path]) -> list[Column]:
@@ -218,7 +242,7 @@ def _not_retained(stages: Sequence[Column], reason: str) -> Retained:
 
 def _levels(
     rows: Sequence[SuiteRow], columns: Sequence[Column]
-) -> dict[str, list[tuple[Column, Average]]]:
+) -> dict[str, list[tuple[Column, LevelScore]]]:
     reasoning = [row for row in rows if row.group == "reasoning"]
     finished = _finished_rows(reasoning, columns)
     core = [i for i, column in enumerate(columns) if not column.is_reference]
@@ -237,20 +261,14 @@ def _levels(
     }
 
 
-def _pooled(level: str, rows: Sequence[SuiteRow], index: int) -> Average | None:
+def _pooled(level: str, rows: Sequence[SuiteRow], index: int) -> LevelScore | None:
     suites = [suite for row in rows if _is_done(suite := row.suites[index])]
     found = [s.by_difficulty[level] for s in suites if s and level in s.by_difficulty]
     if len(found) < len(rows):
         return None
     num_items = sum(count for _, count in found)
-    return Average(
-        num_items=num_items,
-        accuracy=sum(score * count for score, count in found) / num_items,
-        most_frequent=None,
-        well_formed=None,
-        mean_tokens=None,
-        heldout_loss=None,
-    )
+    right = sum(score * count for score, count in found)
+    return LevelScore(num_items=num_items, accuracy=right / num_items)
 
 
 def _level_order(level: str) -> tuple[int, float, str]:

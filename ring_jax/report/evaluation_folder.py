@@ -113,6 +113,13 @@ def find_evaluations(folders: Sequence[Path]) -> list[Path]:
     return [found for folder in folders for found in _evaluations_of(folder)]
 
 
+def stage_evaluations(run: Path) -> list[Path]:
+    """Lists the evaluations of `base` and of a run's stages that have scores."""
+    names = dict.fromkeys(("base", *_stage_names(run / "config.json")))
+    folders = [run / "evaluation" / name for name in names]
+    return [folder for folder in folders if (folder / "scores.json").is_file()]
+
+
 def _evaluations_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; name an evaluation or a run folder.")

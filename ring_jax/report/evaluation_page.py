@@ -2,8 +2,11 @@
 """The page of several evaluations: gained, kept and lost, in one HTML file."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import os.path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -11,10 +14,9 @@ from ring_jax.config import ConfigError
 from ring_jax.report import significance
 from ring_jax.report.comparison import Comparison, Group
 from ring_jax.report.evaluation_folder import GROUPS
-from ring_jax.report.item_changes import item_changes
+from ring_jax.report.item_changes import CHANGES, item_changes
 from ring_jax.report.page_file import with_commas, write_page
 from ring_jax.report.radar import Radar, Scores, radar
-from ring_jax.report.samples import CHANGES
 from ring_jax.report.suite_rows import Column
 
 MEASURES = {
@@ -59,7 +61,7 @@ class TagErrors:
 
 
 def write_evaluation_page(comparison: Comparison, out: Path) -> Path:
-    """Writes a comparison as one HTML file.
+    """Writes a comparison as one HTML file, with links to the reports of its runs.
 
     Returns:
       The file that was written.
@@ -69,30 +71,38 @@ def write_evaluation_page(comparison: Comparison, out: Path) -> Path:
     """
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"out={out} must name a file in a folder that exists.")
+    values = comparison_values(comparison) | {"reports": _reports(comparison, out)}
+    return write_page("evaluation.html.jinja", out, values, filters=FILTERS)
+
+
+def comparison_values(comparison: Comparison) -> dict[str, Any]:
+    """Returns what the sections of a comparison show, by the names of the template."""
     spreads = {group: list(_think_spreads(comparison, group)) for group in GROUPS}
-    values = {
+    highs = [spread.high for found in spreads.values() for spread in found]
+    return {
         "comparison": comparison,
         "stages": comparison.stages,
         "groups": GROUPS,
         "radar": capability_radar(comparison),
         "measures": MEASURES,
         "spreads": {group: found for group, found in spreads.items() if found},
-        "longest_high": max(
-            (spread.high for found in spreads.values() for spread in found), default=0.0
-        )
-        or 1.0,
+        "longest_high": max(highs, default=0.0) or 1.0,
         "tag_errors": list(_tag_errors(comparison)),
         "changes": CHANGES,
         "changed": item_changes(comparison),
         "method": significance.METHOD,
     }
-    filters = {
-        "count": with_commas,
-        "percent": percent,
-        "points": points,
-        "tokens": _tokens,
-    }
-    return write_page("evaluation.html.jinja", out, values, filters=filters)
+
+
+def _reports(comparison: Comparison, out: Path) -> list[tuple[str, str]]:
+    """Lists runs whose stages are compared and that have a report: name and link."""
+    inner = [column.evaluation.folder.resolve().parent for column in comparison.columns]
+    runs = dict.fromkeys(path.parent for path in inner if path.name == "evaluation")
+    return [
+        (run.name, quote(os.path.relpath(run / "report.html", out.resolve().parent)))
+        for run in runs
+        if (run / "report.html").is_file()
+    ]
 
 
 def capability_radar(comparison: Comparison) -> Radar | None:
@@ -163,3 +173,12 @@ def points(difference: float | Sequence[float] | None) -> str:
 
 def _tokens(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
+
+
+FILTERS: Mapping[str, Callable[[Any], str]] = {
+    "count": with_commas,
+    "percent": percent,
+    "points": points,
+    "tokens": _tokens,
+}
+"""How the sections of a comparison write numbers."""

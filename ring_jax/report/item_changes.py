@@ -4,16 +4,34 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ring_jax.report.comparison import Comparison
 from ring_jax.report.evaluation_folder import ItemGrade, read_records
 from ring_jax.report.run_folder import Record
-from ring_jax.report.samples import split_thinking
 from ring_jax.report.suite_rows import Column
 
-MAX_ITEMS = {"lost": 300, "gained": 60, "missed": 30, "kept": 15}
+CHANGES = {
+    "lost": "wrong now, right before",
+    "gained": "right now, wrong before",
+    "missed": "wrong before and now",
+    "kept": "right before and now",
+    "wrong": "wrong",
+    "right": "right",
+}
+"""What became of an item between the base and the last stage; the last two are of a
+base that has no stage yet."""
+
+MAX_ITEMS = {
+    "lost": 300,
+    "gained": 60,
+    "missed": 30,
+    "kept": 15,
+    "wrong": 60,
+    "right": 60,
+}
 """Items that the page holds of each change; all are counted."""
 
 MAX_CHARS = 4000
@@ -47,7 +65,7 @@ class ChangedItem:
     key: str
     level: str
     change: str
-    """A key of `samples.CHANGES`."""
+    """A key of `CHANGES`."""
     prompt: str
     answer: str
     outputs: Sequence[ItemOutput]
@@ -74,13 +92,12 @@ class ItemChanges:
 
 
 def item_changes(comparison: Comparison) -> ItemChanges | None:
-    """Compares the base with the last stage item by item; None without a pair.
+    """Compares the base with the last stage item by item; None without outputs.
 
-    An item counts as right where more than half of its samples are.
+    An item counts as right where more than half of its samples are. A base alone has
+    items that are right or wrong.
     """
     columns = comparison.stages
-    if len(columns) < 2:
-        return None
     by_suite = {
         row.name: changes
         for row in comparison.rows
@@ -105,6 +122,9 @@ def item_changes(comparison: Comparison) -> ItemChanges | None:
 
 def _changes(suite: str, before: Column, after: Column) -> dict[str, str]:
     records = [column.evaluation.records.get(suite) for column in (before, after)]
+    if before is after and records[0]:
+        grades = records[0].grades
+        return {key: "right" if g.is_right else "wrong" for key, g in grades.items()}
     grades = [record.grades for record in records if record]
     if len(grades) < 2:
         return {}
@@ -216,6 +236,19 @@ def _segments(record: Record) -> list[tuple[str, str]]:
         return [("think", cut(think)), ("said", cut(output))]
     parts = list(split_thinking(output))
     return [(kind, cut(text)) for kind, text in parts]
+
+
+# A prompt may already open the thinking, then the output begins inside of it.
+_THINK = re.compile(
+    r"(\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z))", re.DOTALL
+)
+
+
+def split_thinking(text: str) -> Iterator[tuple[str, str]]:
+    """Cuts a text into thinking and rest; an unclosed <think> reaches to the end."""
+    for index, part in enumerate(_THINK.split(text)):
+        if part:
+            yield ("think" if index % 2 else "said"), part
 
 
 def _text(value: Any) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a run folder: config, metrics, panels, events, samples, all as plain data."""
+"""Reads a run folder: config, metrics, events, held-out losses, all as plain data."""
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,9 @@ class RunFolder:
     steps: list[Record]
     """Training records in the order of their steps."""
     routers: list[Record]
-    panels: dict[str, Record]
-    """Panel of each stage, in the order in which they were written."""
+    heldout_losses: dict[str, Mapping[str, float | None]]
+    """Held-out loss by source at the end of each stage, in their order."""
     events: list[Record]
-    samples: dict[str, list[Record]]
-    """Graded items of each stage."""
     started: float | None
     """Unix seconds of the first record."""
     ended: float | None
@@ -64,7 +62,6 @@ def _read(workdir: Path) -> RunFolder:
     kinds: dict[str, list[Record]] = {}
     for record in records:
         kinds.setdefault(str(record.get("kind")), []).append(record)
-    samples = dict(_read_samples(workdir / "samples"))
     # Events come after the end, too, when the command is repeated.
     times = [
         t
@@ -78,9 +75,8 @@ def _read(workdir: Path) -> RunFolder:
         start=kinds.get("start", [{}])[-1],
         steps=_newest_of_each_step(kinds.get("train", [])),
         routers=_newest_of_each_step(kinds.get("router", [])),
-        panels={str(panel.get("stage")): panel for panel in kinds.get("panel", [])},
+        heldout_losses=_heldout_losses(kinds.get("evaluation", [])),
         events=kinds.get("event", []),
-        samples=samples,
         started=min(times, default=None),
         ended=max(times, default=None),
         num_unreadable_lines=num_unreadable,
@@ -118,9 +114,11 @@ def _read_config(path: Path) -> Record:
     return config
 
 
-def _read_samples(folder: Path) -> Iterator[tuple[str, list[Record]]]:
-    for path in sorted(folder.glob("*.jsonl")):
-        yield path.stem, _read_json_lines(path)[0]
+def _heldout_losses(
+    records: Sequence[Record],
+) -> dict[str, Mapping[str, float | None]]:
+    losses = {str(r.get("stage")): r.get("heldout_loss") for r in records}
+    return {stage: found for stage, found in losses.items() if isinstance(found, dict)}
 
 
 def _newest_of_each_step(records: list[Record]) -> list[Record]:

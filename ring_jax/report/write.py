@@ -4,16 +4,19 @@
 import dataclasses
 import datetime
 import json
+import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ring_jax.config import TOKEN_CLASSES, ConfigError
-from ring_jax.report import charts, panels
+from ring_jax.report import charts
 from ring_jax.report.charts import HeatMap, LineChart, format_number
+from ring_jax.report.comparison import Comparison, compare_stages
+from ring_jax.report.evaluation_page import FILTERS, comparison_values
 from ring_jax.report.page_file import write_page
 from ring_jax.report.run_folder import Record, RunFolder, read_run_folder
-from ring_jax.report.samples import CHANGES, Samples, join_samples
 
 MFU_FORMULA = (
     "MFU = tokens per second × model FLOPs per token (forward and backward, without "
@@ -34,56 +37,36 @@ def write_report(workdir: Path, out: Path | None = None) -> Path:
       The file that was written.
 
     Raises:
-      ConfigError: `workdir` is no readable run folder, or `out` is no place for a file.
+      ConfigError: `workdir` is no readable run folder, one of its evaluations is
+        damaged, or `out` is no place for a file.
     """
     run = read_run_folder(workdir)
+    comparison = compare_stages(workdir)
     out = out or workdir / "report.html"
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"out={out} must name a file in a folder that exists.")
-    filters = {"number": format_number, "percent": _percent}
-    values = {"page": _page(run)}
+    filters = {**FILTERS, "number": format_number}
+    link = _link(workdir / "evaluation.html", out)
+    values = {"page": _page(run, comparison, link), "comparison": comparison}
+    if comparison is not None:
+        values |= comparison_values(comparison)
     return write_page("report.html.jinja", out, values, filters=filters)
 
 
-@dataclasses.dataclass(frozen=True)
-class Bar:
-    """The scores of one panel in one group of the headline."""
-
-    stage: str
-    slot: int
-    average: panels.Average
-
-
-@dataclasses.dataclass(frozen=True)
-class BarGroup:
-    """A domain, or one level of it, before and after."""
-
-    name: str
-    num_items: int
-    most_frequent: float | None
-    bars: Sequence[Bar]
-
-
-@dataclasses.dataclass(frozen=True)
-class Headline:
-    """The one number of a part of the panel, before and after."""
-
-    name: str
-    stages: tuple[str, str]
-    before: panels.Average
-    after: panels.Average
+def _link(page: Path, out: Path) -> str:
+    """Links to a page from another; empty where there is none."""
+    path = os.path.relpath(page.resolve(), out.resolve().parent)
+    return quote(path) if page.is_file() else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """All that the template shows, in its order."""
+    """What the template shows beside the comparison of the stages."""
 
     name: str
     status: str
     facts: Sequence[tuple[str, str]]
-    headlines: Sequence[Headline]
-    domains: Sequence[BarGroup]
-    levels: Sequence[BarGroup]
+    comparison_link: str
     losses: Sequence[LineChart]
     sources: Sequence[LineChart]
     optimisation: Sequence[LineChart]
@@ -92,30 +75,22 @@ class Page:
     throughput: Sequence[LineChart]
     mfu_formula: str
     stages: Sequence[Mapping[str, Any]]
-    panel_stages: Sequence[str]
-    table: Sequence[Mapping[str, Any]]
-    samples: Samples | None
-    changes: Mapping[str, str]
+    heldout_stages: Sequence[str]
+    heldout_losses: Mapping[str, Sequence[float | None]]
+    """Source -> the loss at the end of each stage."""
     config: Sequence[tuple[str, Sequence[tuple[str, str]]]]
     events: Sequence[Mapping[str, str]]
     slots: Mapping[str, int]
     notes: Sequence[str]
 
 
-def _page(run: RunFolder) -> Page:
+def _page(run: RunFolder, comparison: Comparison | None, link: str) -> Page:
     spans = _stage_spans(run)
-    averages = {
-        s: panels.domain_averages(_rows(panel)) for s, panel in run.panels.items()
-    }
-    levels = {s: panels.level_averages(_rows(panel)) for s, panel in run.panels.items()}
-    slots = _slots(run)
     return Page(
         name=run.name,
         status=_status(run),
         facts=list(_facts(run)),
-        headlines=_headline(run),
-        domains=_bar_groups({s: _named(a) for s, a in averages.items()}, slots),
-        levels=_bar_groups({s: _named(a) for s, a in levels.items()}, slots),
+        comparison_link=link,
         losses=_losses(run, spans),
         sources=_source_charts(run, spans),
         optimisation=_optimisation(run, spans),
@@ -124,26 +99,32 @@ def _page(run: RunFolder) -> Page:
         throughput=_throughput(run, spans),
         mfu_formula=_mfu_formula(run),
         stages=_stages(run, spans),
-        panel_stages=list(run.panels),
-        table=_table(run),
-        samples=join_samples(_in_order(run.samples, run.panels)),
-        changes=CHANGES,
+        heldout_stages=list(run.heldout_losses),
+        heldout_losses=_heldout_losses(run),
         config=_config_sections(run.config),
         events=[_event(event) for event in run.events],
-        slots=slots,
+        slots=_slots(run, comparison),
         notes=list(_notes(run)),
     )
 
 
-def _rows(panel: Record) -> list[Record]:
-    return [row for row in panel.get("rows") or [] if isinstance(row, dict)]
+def _slots(run: RunFolder, comparison: Comparison | None) -> dict[str, int]:
+    # Colours of the comparison; without one the first stage is grey, as a base is.
+    columns = comparison.columns if comparison else ()
+    slots = {column.name: column.slot for column in columns}
+    for name in (*_stage_configs(run), *run.heldout_losses):
+        slots.setdefault(name, 1 + (len(slots) - 1) % 6 if slots else 0)
+    return slots
 
 
-def _slots(run: RunFolder) -> dict[str, int]:
-    # The start model is grey, which is slot 0; stages take the colours after it.
-    names = dict.fromkeys([*run.panels, *_stage_configs(run), *run.samples])
-    names.pop("base", None)
-    return {"base": 0} | {name: 1 + i % 6 for i, name in enumerate(names)}
+def _heldout_losses(run: RunFolder) -> dict[str, list[float | None]]:
+    by_stage = run.heldout_losses.values()
+    sources = dict.fromkeys(source for losses in by_stage for source in losses)
+    return {
+        source: [losses.get(source) for losses in by_stage]
+        for source in sources
+        if any(losses.get(source) is not None for losses in by_stage)
+    }
 
 
 def _stage_configs(run: RunFolder) -> Mapping[str, Any]:
@@ -204,57 +185,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-Averages = Mapping[str, panels.Average]
-
-
-def _headline(run: RunFolder) -> list[Headline]:
-    if not run.panels:
-        return []
-    stages = list(run.panels)
-    first = "base" if "base" in run.panels else stages[0]
-    before, after = _rows(run.panels[first]), _rows(run.panels[stages[-1]])
-    parts = (
-        ("reasoning", panels.reasoning_average),
-        ("everything else", panels.general_average),
-    )
-    headlines = [
-        Headline(name, (first, stages[-1]), average(before), average(after))
-        for name, average in parts
-    ]
-    return [line for line in headlines if line.after.accuracy is not None]
-
-
-def _named(averages: Mapping[Any, panels.Average]) -> Averages:
-    return {
-        key if isinstance(key, str) else ", ".join(key): value
-        for key, value in averages.items()
-        if value.accuracy is not None
-    }
-
-
-def _bar_groups(
-    averages: Mapping[str, Averages], slots: Mapping[str, int]
-) -> list[BarGroup]:
-    names = dict.fromkeys(name for groups in averages.values() for name in groups)
-    return [_bar_group(name, averages, slots) for name in names]
-
-
-def _bar_group(
-    name: str, averages: Mapping[str, Averages], slots: Mapping[str, int]
-) -> BarGroup:
-    bars = [
-        Bar(stage, slots[stage], groups[name])
-        for stage, groups in averages.items()
-        if name in groups
-    ]
-    newest = bars[-1].average
-    return BarGroup(name, newest.num_items, newest.most_frequent, bars)
 
 
 Spans = Sequence[tuple[str, int, int]]
@@ -380,29 +310,6 @@ def _stages(run: RunFolder, spans: Spans) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _table(run: RunFolder) -> list[dict[str, Any]]:
-    rows: dict[tuple, dict[str, Any]] = {}
-    for stage, panel in run.panels.items():
-        for row in _rows(panel):
-            key = (row.get("source"), row.get("task"), row.get("level"))
-            entry = rows.setdefault(key, {"row": row, "stages": {}})
-            entry["stages"][stage] = row
-    return sorted(rows.values(), key=_table_order)
-
-
-def _table_order(entry: Mapping[str, Any]) -> tuple[bool, str]:
-    domain = str(entry["row"].get("domain"))
-    return domain != panels.REASONING, domain
-
-
-def _in_order[Value](
-    by_stage: Mapping[str, Value], order: Mapping[str, Any]
-) -> dict[str, Value]:
-    ranks = {stage: rank for rank, stage in enumerate(order)}
-    known = sorted(by_stage, key=lambda stage: ranks.get(stage, len(ranks)))
-    return {stage: by_stage[stage] for stage in known}
 
 
 def _config_sections(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop: stages in order, batches onto the mesh, metrics, checkpoints, panels.
+"""The loop: stages in order, batches onto the mesh, metrics, checkpoints, scores.
 
 Running it again on the same folder continues where the newest checkpoint stands.
 """
@@ -88,9 +88,8 @@ class Batches(Protocol):
         ...
 
 
-type Panel = list[dict[str, Any]]
-type Evaluate = Callable[[Transformer, str], Panel]
-"""Grades a model at the end of the named stage."""
+type Evaluate = Callable[[Transformer, str], Mapping[str, Any]]
+"""Grades a model at the end of the named stage, once its checkpoint is committed."""
 
 
 class TrainingStoppedError(RuntimeError):
@@ -120,7 +119,7 @@ def train(run: Run, *, start: Callable[[], Transformer] | None = None) -> TrainS
       start: gives the initial parameters; None draws them from the seed.
 
     Returns:
-      The final state; the last step is checkpointed and every stage has its panel.
+      The final state; the last step is checkpointed and every stage has its scores.
 
     Raises:
       ConfigError: the folder holds a run with other settings.
@@ -327,15 +326,16 @@ class _Loop:
 
     def finish_stage(self, stage: _Stage, state: TrainState) -> None:
         """Grades the end of a stage, unless an earlier run of the command has."""
-        graded = {record["stage"] for record in self.log.records("panel")}
+        graded = {record["stage"] for record in self.log.records("evaluation")}
         if not processes.from_first(stage.name in graded):
             self.store.wait()
-            self.run.console.print(f"{stage.name}: grading held-out items")
+            self.run.console.print(f"{stage.name}: asking and grading")
             whole_rows = sharding.without_context(self.run.mesh)
             with jax.set_mesh(whole_rows):
                 model = sharding.onto(state.model, whole_rows)
-                rows = self.run.evaluate(model, stage.name)
-            self.log.write("panel", stage=stage.name, step=stage.last_step, rows=rows)
+                found = self.run.evaluate(model, stage.name)
+            step = stage.last_step
+            self.log.write("evaluation", stage=stage.name, step=step, **found)
 
     def _begin(self) -> None:
         self.log.rewind(-1)

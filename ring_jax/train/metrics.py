@@ -93,7 +93,7 @@ class Meter:
         self.sums = counted if self.sums is None else self.sums + counted
 
     def restart(self) -> None:
-        """Forgets what was counted: compilation, panels and saves are not training."""
+        """Forgets what was counted: compilation, grading and saves are not training."""
         self.sums = None
         self.started = time.perf_counter()
         self.waited = 0.0

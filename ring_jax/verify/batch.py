@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grading of replies in the process of a training run."""
+"""Grading of replies of which few need a sandbox."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def grade_all(
 ) -> list[Answer]:
     """Grades here what always comes to an end, and the rest in a sandbox.
 
-    Starting a sandbox's workers takes seconds, which most panels can spare.
+    Starting a sandbox's workers takes seconds, which most questions can spare.
 
     Raises:
       ConfigError: a verifier is unknown or cannot work here.

@@ -12,6 +12,7 @@ from ring_jax.cli.settings import load_config_file, override
 from ring_jax.config import RunConfig, from_config_dict, to_json
 from ring_jax.data import mixture_file, pipeline
 from ring_jax.data.tokenizer import train
+from tests.planted_evaluations import suite, write_scores
 
 MODELS = pathlib.Path(__file__).parent.parent.parent / "configs/models"
 
@@ -56,19 +57,15 @@ def test_settings_are_shown_resolved(tiny_config, capsys):
     assert shown["config.stages.base.mixture.chat"].strip() == "1.0"
 
 
-def test_a_run_folder_shows_its_step_checkpoints_and_panels(
+def test_a_run_folder_shows_its_step_checkpoints_and_scores(
     tiny_config, tmp_path, capsys
 ):
     config = from_config_dict(RunConfig, load_config_file(str(tiny_config)).to_dict())
     (tmp_path / "config.json").write_text(to_json(config))
-    row = {"domain": "reasoning", "num_items": 3}
-    records = [
-        {"kind": "train", "stage": "base", "step": 20, "train/loss": 2.5, "time": 1.0},
-        {"kind": "panel", "stage": "base", "rows": [row | {"accuracy": 0.25}]},
-        {"kind": "panel", "stage": "sft", "rows": [row | {"accuracy": 0.75}]},
-    ]
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / "metrics.jsonl").write_text(lines)
+    found = {"quiz": suite(0.25, group="reasoning", chance=0.125)}
+    write_scores(tmp_path / "evaluation" / "base", found, label="base")
+    step = {"kind": "train", "stage": "base", "step": 20, "train/loss": 2.5, "time": 1}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(step) + "\n")
     for step in ("9", "20"):
         (tmp_path / "checkpoints" / step).mkdir(parents=True)
         (tmp_path / "checkpoints" / step / "data").write_bytes(bytes(2_000_000))
@@ -81,7 +78,7 @@ def test_a_run_folder_shows_its_step_checkpoints_and_panels(
         ["20", "2.0"],
     ]
     (reasoning,) = [" ".join(line) for line in words if line[:1] == ["reasoning"]]
-    assert "25.0 75.0" in reasoning
+    assert "10 12.5 25.0" in reasoning
     summary = json.loads(out.splitlines()[-1])
     assert summary["checkpoints"] == [9, 20]
     assert summary["last"]["step"] == 20

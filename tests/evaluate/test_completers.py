@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who answers: our engine as it is asked directly, and a server on this machine."""
 
-import contextlib
 import dataclasses
 import functools
 

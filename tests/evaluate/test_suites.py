@@ -19,7 +19,7 @@ from ring_jax.data.evaluation_files import FILE_SETS
 from ring_jax.data.evaluation_rows import read_rows
 from ring_jax.data.schema import Row
 from ring_jax.evaluate.complete import Ask, Said, Unsaid
-from ring_jax.evaluate.items import read_items
+from ring_jax.evaluate.items import read_items, read_suites
 from ring_jax.evaluate.run import evaluate, gold_text, read_reply
 from ring_jax.evaluate.suites import SUITES, choose_suites
 from ring_jax.verify import grade
@@ -70,7 +70,7 @@ def run(
     **limits,
 ) -> dict:
     return evaluate(
-        suites,
+        read_suites(suites),
         planted,
         workdir=workdir,
         label="base",
@@ -377,14 +377,14 @@ def test_wrong_answers_vote_together_where_the_verifier_finds_them_equal(tmp_pat
 def test_an_unknown_suite_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="Did you mean `aime24`"):
         choose_suites(["aime2024"], SuitesConfig())
-    with pytest.raises(ConfigError, match="name suites"):
-        choose_suites([], SuitesConfig())
 
 
 def test_groups_stand_for_their_suites():
     own = {"mine": SuiteConfig(group="general")}
     general = choose_suites(["general"], SuitesConfig(own=own))
     assert "mine" in general and "bfcl" in general and "aime24" not in general
+    own["heldout_sums"] = SuiteConfig(kind="heldout")
+    assert list(choose_suites(["heldout"], SuitesConfig(own=own))) == ["heldout_sums"]
     there = len(SUITES) - len(FILE_SETS)  # whose files nobody put there
     assert len(choose_suites(["all"], SuitesConfig(own=own))) == there + 1
 
@@ -395,6 +395,7 @@ def test_groups_stand_for_their_suites():
         (SuiteConfig(path="/no/such/file.jsonl"), ["/no/such/file", "put its items"]),
         (SuiteConfig(kind="aimee"), ["kind='aimee'", "aime24"]),
         (SuiteConfig(kind="reasoning_gym", task="sums"), ["task='sums'", "chain_sum"]),
+        (SuiteConfig(kind="heldout", sources="sums"), ["'sums'", "no held-out rows"]),
     ],
 )
 def test_items_that_are_not_there_are_named_in_one_line(suite, parts):

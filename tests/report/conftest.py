@@ -19,6 +19,7 @@ from ring_jax.config import (
     StageConfig,
     to_json,
 )
+from tests.planted_evaluations import record, suite, write_records, write_scores
 
 STAGE_STEPS = {"base": 200, "reasoning": 300, "generalisation": 150}
 TASKS = {
@@ -45,21 +46,20 @@ NUM_LAYERS, NUM_EXPERTS, NUM_ITEMS = 4, 16, 32
 
 @pytest.fixture
 def synthetic_run(tmp_path) -> Path:
-    """A finished run of three stages with panels, samples and one resumption."""
+    """A finished run of three stages with evaluations and one resumption."""
     return write_synthetic_run(tmp_path / "synthetic-run")
 
 
 def write_synthetic_run(workdir: Path) -> Path:
     """Writes a run folder; the same numbers every time."""
-    (workdir / "samples").mkdir(parents=True)
+    workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(to_json(_config()))
     noise = random.Random(0)
     records = [*_start(), *_stage_records(noise), _event("end", 650, 1660)]
     lines = [json.dumps(record) for record in records]
     (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     for index, stage in enumerate(STAGE_STEPS):
-        lines = [json.dumps(sample) for sample in _samples(index)]
-        (workdir / "samples" / f"{stage}.jsonl").write_text("\n".join(lines) + "\n")
+        _write_evaluation(workdir / "evaluation" / stage, index)
     return workdir
 
 
@@ -117,7 +117,14 @@ def _stage_records(noise: random.Random):
                 yield _event("checkpoint", step, 1000 + step)
             if step == 330:
                 yield _event("resume", step, 1000 + step, checkpoint=300)
-        yield {"kind": "panel", "stage": stage, "step": step, "rows": _rows(index)}
+        losses = {name: 1.9 - 0.4 * index for name in _sources()} | {"chat": None}
+        yield {
+            "kind": "evaluation",
+            "stage": stage,
+            "step": step,
+            "scores": {},
+            "heldout_loss": losses,
+        }
 
 
 def _train(stage: str, index: int, step: int, stage_step: int, noise: random.Random):
@@ -162,46 +169,50 @@ def _load(step: int) -> dict:
     return {"load_LE": [[load / sum(row) for load in row] for row in rows]}
 
 
-def _rows(index: int) -> list[dict]:
-    return [
-        {
-            "source": source,
-            "domain": domain,
-            "task": task,
-            "level": level,
-            "num_items": NUM_ITEMS,
-            "accuracy": round(ACCURACY[level or domain][index] * NUM_ITEMS) / NUM_ITEMS,
-            "most_frequent": 0.12 if level == "easy" else 0.06,
-            "well_formed": min(1.0, ACCURACY[level or domain][index] + 0.3),
-            "mean_tokens": 40.5 - 10 * index,
-            "heldout_loss": 1.9 - 0.4 * index,
-        }
-        for source, (domain, task, level) in _sources().items()
-    ]
+def _write_evaluation(folder: Path, index: int) -> None:
+    suites = {}
+    for task, (domain, levels) in TASKS.items():
+        records = [
+            _output(task, level, item, right=_num_right(domain, level, index))
+            for level in levels
+            for item in range(NUM_ITEMS)
+        ]
+        write_records(folder, f"heldout_{task}", records)
+        shares = {level: _num_right(domain, level, index) for level in levels}
+        suites[f"heldout_{task}"] = suite(
+            sum(shares.values()) / (NUM_ITEMS * len(levels)),
+            group="reasoning" if domain == "reasoning" else "general",
+            capability=domain,
+            metric="avg@1",
+            num_items=len(records),
+            chance=0.125,
+            by_difficulty={
+                level: {"score": right / NUM_ITEMS, "num_items": NUM_ITEMS}
+                for level, right in shares.items()
+                if level
+            },
+        )
+    write_scores(folder, suites, label=folder.name)
 
 
-def _samples(index: int):
-    for source, (domain, task, level) in _sources().items():
-        right = round(ACCURACY[level or domain][index] * NUM_ITEMS)
-        for item in range(NUM_ITEMS):
-            correct = (item * 7 + 3 * len(source)) % NUM_ITEMS < right
-            yield _sample(source, domain, task, level, item, correct)
+def _num_right(domain: str, level: str, index: int) -> int:
+    return round(ACCURACY[level or domain][index] * NUM_ITEMS)
 
 
-def _sample(source, domain, task, level, item, correct) -> dict:
-    gold, said = str(item * 3), str(item * 3 if correct else item * 3 + 1)
+def _output(task: str, level: str, item: int, *, right: int) -> dict:
+    gold = str(item * 3)
+    is_right = (item * 7 + len(task)) % NUM_ITEMS < right
+    said = gold if is_right else str(item * 3 + 1)
     thinking = f"<think>\n{item} plus {item} is {2 * item}; plus {item} is {said}.\n"
-    return {
-        "source": source,
-        "domain": domain,
-        "task": task,
-        "level": level,
-        "prompt": f"Synthetic item {item} of {task}: what is {item} + {item} + {item}?",
-        "output": f"{thinking}</think>\n\n{said}<|role_end|>",
-        "answer": gold,
-        "extracted": said,
-        "correct": correct,
-        "well_formed": correct or item % 3 > 0,
-        "num_tokens": 20 + item,
-        "stop_reason": "stop" if item % 5 else "length",
-    }
+    return record(
+        f"{task}/{level}/{item}",
+        is_right,
+        prompt=f"Synthetic item {item} of {task}: what is {item} + {item} + {item}?",
+        output=f"{thinking}</think>\n\n{said}",
+        think=thinking.removeprefix("<think>"),
+        extracted=said,
+        answer=gold,
+        num_tokens=20 + item,
+        difficulty=level,
+        is_well_formed=is_right or item % 3 > 0,
+    )

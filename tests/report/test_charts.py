@@ -7,8 +7,8 @@ import re
 import pytest
 
 from ring_jax.report import charts
-from ring_jax.report.panels import average, domain_averages, level_averages
-from ring_jax.report.samples import join_samples, split_thinking
+from ring_jax.report.item_changes import split_thinking
+from ring_jax.report.levels import LevelScore
 
 
 def records(values):
@@ -86,28 +86,11 @@ def test_a_heat_map_shows_load_over_mean_and_ends_with_the_newest():
     assert charts.heat_map([{"step": 1, "load_LE": []}]) is None
 
 
-def test_averages_weigh_by_items_and_skip_what_was_not_measured():
-    rows = [
-        {"domain": "text", "num_items": 5, "accuracy": None, "heldout_loss": 2.0},
-        {"domain": "reasoning", "level": "easy", "num_items": 10, "accuracy": 1.0},
-        {"domain": "reasoning", "level": "hard", "num_items": 30, "accuracy": 0.0},
-    ]
-    by_domain = domain_averages(rows)
-    assert list(by_domain) == ["reasoning", "text"]
-    assert by_domain["reasoning"].accuracy == 0.25
-    assert by_domain["text"].accuracy is None
-    assert by_domain["text"].heldout_loss == 2.0
-    assert list(level_averages(rows)) == [("reasoning", "easy"), ("reasoning", "hard")]
-
-
 def test_the_interval_holds_the_accuracy_and_narrows_with_items():
-    few, many = (
-        average([{"num_items": n, "accuracy": 0.25}]).interval for n in (16, 1600)
-    )
-    assert few and many
+    few, many = (LevelScore(num_items=n, accuracy=0.25).interval for n in (16, 1600))
     assert few[0] < many[0] < 0.25 < many[1] < few[1]
     # Wilson's own example of no success: the upper end is z^2 / (n + z^2).
-    none = average([{"num_items": 10, "accuracy": 0.0}]).interval
+    none = LevelScore(num_items=10, accuracy=0.0).interval
     assert none == pytest.approx((0.0, 1.96**2 / (10 + 1.96**2)))
 
 
@@ -123,18 +106,3 @@ def test_the_interval_holds_the_accuracy_and_narrows_with_items():
 )
 def test_thinking_is_found_however_it_is_opened(text, parts):
     assert list(split_thinking(text)) == parts
-
-
-def test_items_of_two_stages_are_joined_by_what_was_asked():
-    def graded(prompt, correct):
-        return {"source": "s", "prompt": prompt, "correct": correct}
-
-    samples = join_samples(
-        {
-            "base": [graded("a", False), graded("b", True), graded("b", False)],
-            "late": [graded("b", False), graded("b", False), graded("a", True)],
-        }
-    )
-    assert samples is not None
-    changes = sorted((item.prompt, item.change) for item in samples.items)
-    assert changes == [("a", "gained"), ("b", "lost"), ("b", "missed")]

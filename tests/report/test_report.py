@@ -4,11 +4,15 @@
 import html.parser
 import json
 import re
+import shutil
 
 import pytest
 
+from ring_jax.cli import status
+from ring_jax.cli.main import main
 from ring_jax.config import ConfigError
 from ring_jax.report import write_report
+from tests.planted_evaluations import record, suite, write_records
 
 
 class Collector(html.parser.HTMLParser):
@@ -67,11 +71,48 @@ def test_the_page_loads_nothing_from_elsewhere(synthetic_run):
     assert "url(" not in text and "@import" not in text and "http" + "://" not in text
 
 
-def test_the_headline_compares_the_first_panel_with_the_last(synthetic_run):
+def test_the_headline_compares_the_first_stage_with_the_last(synthetic_run):
     page = read(write_report(synthetic_run))
-    # Of 2 x 32 items per level: base 2, 0, 0; generalisation 58, 26, 6 of 192 in all.
-    assert f"{100 * 2 / 192:.1f} % → {100 * 90 / 192:.1f} %" in page.words
-    assert "reasoning , 192 held-out items, base → generalisation" in page.words
+    # Of 32 items per level: base 1, 0, 0; generalisation 29, 13, 3 of 96, twice.
+    assert f"{100 * 1 / 96:.1f} % → {100 * 45 / 96:.1f} %" in page.words
+    assert "reasoning average of 2 suites, 192 items" in page.words
+    assert "of general skills (95 % interval" in page.words
+
+
+def test_the_report_and_the_comparison_link_to_each_other(synthetic_run, capsys):
+    def links(path) -> list[str]:
+        found = [v for _, name, v in read(path).attributes if name == "href"]
+        return [link for link in found if not link.startswith("#")]
+
+    report = write_report(synthetic_run)
+    assert links(report) == []
+    assert main(["report", str(synthetic_run)]) == status.DONE
+    capsys.readouterr()
+    assert links(report) == ["evaluation.html"]
+    assert links(synthetic_run / "evaluation.html") == ["report.html"]
+    stage = synthetic_run / "evaluation" / "base"
+    assert main(["report", str(stage)]) == status.DONE
+    assert links(stage / "evaluation.html") == ["../../report.html"]
+    (synthetic_run / "report.html").unlink()
+    assert main(["report", str(synthetic_run)]) == status.DONE
+    assert links(synthetic_run / "evaluation.html") == []
+
+
+def test_a_run_with_one_stage_shows_what_it_said(synthetic_run):
+    for stage in ("reasoning", "generalisation"):
+        shutil.rmtree(synthetic_run / "evaluation" / stage)
+    page = read(write_report(synthetic_run))
+    changes = [v for _, name, v in page.attributes if name == "data-change"]
+    assert set(changes) == {"right", "wrong"}
+    assert "it needs a base and at least two stages" in page.words
+
+
+def test_an_evaluation_that_is_no_stage_is_in_the_comparison_alone(synthetic_run):
+    other = synthetic_run / "evaluation" / "server_model"
+    shutil.copytree(synthetic_run / "evaluation" / "base", other)
+    scores = json.loads((other / "scores.json").read_text())
+    (other / "scores.json").write_text(json.dumps(scores | {"label": "another"}))
+    assert "another" not in read(write_report(synthetic_run)).words
 
 
 def test_every_section_shows_what_the_run_wrote(synthetic_run):
@@ -80,11 +121,13 @@ def test_every_section_shows_what_the_run_wrote(synthetic_run):
         "1,812,480",
         "1 x synthetic device",
         "finished",
+        "heldout_chain_sum",
         "chain_sum_medium",
         "Busiest expert of any layer",
         "MFU = tokens per second",
         "right now, wrong before",
         "Synthetic item 0 of chain_sum",
+        "Held-out rows, at the end of each stage",
         "optimizer.clip_norm",
         "checkpoint=300",
     ):
@@ -93,27 +136,16 @@ def test_every_section_shows_what_the_run_wrote(synthetic_run):
 
 def test_text_from_data_is_escaped(synthetic_run):
     attack = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
-    sample = {
-        "source": attack,
-        "domain": attack,
-        "task": attack,
-        "level": attack,
-        "prompt": attack,
-        "output": f"<think>{attack}</think>{attack}",
-        "answer": attack,
-        "extracted": attack,
-        "correct": False,
-        "well_formed": False,
-        "num_tokens": 3,
-        "stop_reason": attack,
-    }
-    (synthetic_run / "samples" / "extra.jsonl").write_text(json.dumps(sample))
-    row = {"source": attack, "domain": attack, "task": attack, "level": attack}
-    row |= {"num_items": 4, "accuracy": 0.5}
+    base = synthetic_run / "evaluation" / "base"
+    scores = json.loads((base / "scores.json").read_text())
+    scores["suites"]["quiz"] = suite(0.0, capability=attack, reason=attack)
+    (base / "scores.json").write_text(json.dumps(scores))
+    texts = dict.fromkeys(("prompt", "output", "think", "extracted", "answer"), attack)
+    write_records(base, "quiz", [record(attack, False, **texts)])
     append(
         synthetic_run,
         {"kind": "start", "devices": attack, "versions": {attack: attack}},
-        {"kind": "panel", "stage": attack, "step": 1, "rows": [row]},
+        {"kind": "evaluation", "stage": attack, "heldout_loss": {attack: 1.0}},
         {"kind": "event", "event": attack, "step": 2, "detail": attack},
         {"kind": "train", "stage": attack, "step": 651, f"loss/source/{attack}": 1.0},
     )
@@ -132,18 +164,16 @@ def test_thinking_is_set_apart_from_what_is_said(synthetic_run):
     text = write_report(synthetic_run).read_text("utf-8")
     said = re.findall(r'<span class="said">(.*?)</span>', text, re.DOTALL)
     assert said and not any("plus" in part for part in said)
-    assert all("&lt;|role_end|&gt;" in part for part in said)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "metrics.jsonl", "samples"])
+@pytest.mark.parametrize("missing", ["config.json", "metrics.jsonl", "evaluation"])
 def test_a_missing_piece_becomes_a_sentence(synthetic_run, missing):
     path = synthetic_run / missing
-    for file in [*path.glob("*")] if path.is_dir() else [path]:
-        file.unlink()
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     expected = {
         "config.json": "The run folder has no config.json.",
         "metrics.jsonl": "No training step has been logged yet.",
-        "samples": "No graded outputs yet",
+        "evaluation": "Nothing has been asked yet",
     }
     assert expected[missing] in read(write_report(synthetic_run)).words
 

@@ -31,7 +31,7 @@ def run_of(config, workdir, open_batches, *, evaluate=None) -> Run:
         workdir=workdir,
         mesh=sharding.make_mesh(config.mesh, jax.devices()[:1]),
         open_batches=open_batches,
-        evaluate=evaluate or (lambda model, stage: [{"source": stage}]),
+        evaluate=evaluate or (lambda model, stage: {"scores": {stage: 0.5}}),
         console=Console(quiet=True),
     )
 
@@ -62,8 +62,9 @@ def test_a_run_trains_every_stage_and_grades_its_end(whole, tiny_run):
     folder, state = whole
     assert int(state.step) == 12
     assert [step for step, _ in losses(folder)] == list(range(1, 13))
-    panels = records(folder, "panel")
-    assert [(p["stage"], p["step"]) for p in panels] == [("first", 6), ("second", 12)]
+    graded = records(folder, "evaluation")
+    assert [(r["stage"], r["step"]) for r in graded] == [("first", 6), ("second", 12)]
+    assert [r["scores"] for r in graded] == [{"first": 0.5}, {"second": 0.5}]
     assert (folder / "config.json").read_text("utf-8").strip() == to_json(tiny_run)
     (load_LE,) = {len(r["load_LE"]) for r in records(folder, "router")}
     assert load_LE == 2
@@ -80,13 +81,13 @@ def test_running_a_finished_run_again_changes_nothing(
     whole, finished, tiny_run, open_counted
 ):
     _, first = whole
-    before = losses(finished), records(finished, "panel")
+    before = losses(finished), records(finished, "evaluation")
 
     def never(model, stage):
         raise AssertionError("graded twice")
 
     again = train(run_of(tiny_run, finished, open_counted, evaluate=never))
-    assert (losses(finished), records(finished, "panel")) == before
+    assert (losses(finished), records(finished, "evaluation")) == before
     same = jax.tree.map(np.array_equal, first, again)
     assert all(jax.tree.leaves(same))
 

@@ -68,7 +68,8 @@ def config(tmp_path_factory) -> pathlib.Path:
                 {"role": "user", "content": f"What follows {number}?"},
                 {"role": "assistant", "content": f"{number + 1}", "think": "One more."},
             ]
-            file.write(json.dumps({"messages": turns}) + "\n")
+            graded = {"answer": f"{number + 1}", "verifier": "number"}
+            file.write(json.dumps({"messages": turns} | graded) + "\n")
     path = folder / "tiny.py"
     path.write_text(CONFIG.replace("ROWS", str(folder / "rows.jsonl")))
     return path
@@ -153,12 +154,20 @@ def committed_steps(workdir: pathlib.Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def one_process(config, tmp_path_factory) -> list[tuple[int, float]]:
-    """Losses of one process with eight devices, which is this one."""
+def one_process(config, tmp_path_factory) -> pathlib.Path:
+    """The folder of one process with eight devices, which is this one."""
     workdir = tmp_path_factory.mktemp("one")
     words = words_of(config, workdir, "--config.num_devices=8")
     assert main.main(["train", *words]) == status.DONE
-    return losses(workdir)
+    return workdir
+
+
+def outputs(workdir: pathlib.Path, label: str = "base") -> dict[str, str]:
+    """What was said to each held-out item at the end of the stage."""
+    lines = workdir / "evaluation" / label / "heldout_chat.jsonl"
+    found = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
+    assert len(found) == 4, "each item is asked once"
+    return {record["id"]: record["output"] for record in found}
 
 
 def assert_same_run(workdir: pathlib.Path, expected: list[tuple[int, float]]) -> None:
@@ -173,12 +182,26 @@ def test_two_processes_have_the_losses_of_one(config, tmp_path, start, one_proce
     workdir = tmp_path / "run"
     pod = start([words_of(config, workdir)] * 2)
     assert pod.statuses() == [status.DONE] * 2, pod.said(0) + pod.said(1)
-    assert_same_run(workdir, one_process)
+    assert_same_run(workdir, losses(one_process))
+    assert outputs(workdir) == outputs(one_process)
     # One process writes and speaks, and the folder is that of any run.
     assert "base step 8 of 8" in pod.said(0)
     assert "base" not in pod.said(1)
     assert {path.name for path in workdir.iterdir()} >= {"export", "report.html"}
     assert committed_steps(workdir) == [8]
+
+
+def test_ring_evaluate_finds_a_stage_done_and_asks_it_again_alike(one_process, capsys):
+    before = outputs(one_process)
+    asked = ["evaluate", f"--workdir={one_process}", "--json"]
+    assert main.main(asked) == status.DONE
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    scores = json.loads((one_process / "evaluation/base/scores.json").read_text())
+    assert found["label"] == "base" and found["suites"] == scores["suites"]
+    assert main.main([*asked, "--label=again"]) == status.DONE
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["suites"] == found["suites"]
+    assert outputs(one_process, "again") == outputs(one_process) == before
 
 
 TWENTY = "--config.stages.base.num_steps=20"

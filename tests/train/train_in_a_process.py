@@ -27,7 +27,7 @@ def main() -> None:
         workdir=pathlib.Path(sys.argv[2]),
         mesh=sharding.make_mesh(config.mesh, jax.devices()[:1]),
         open_batches=lambda stage: counted.CountedBatches(len(stage)),
-        evaluate=lambda model, stage: [],
+        evaluate=lambda model, stage: {},
         console=Console(quiet=True),
     )
     train(run)
