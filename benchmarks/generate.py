@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation against mlx-lm: the same weights, prompts and cores, in one process.
+
+    python -m benchmarks.generate [--turns=5] [--answers=10000] [--model=dense]
+
+SmolLM2-135M (see `benchmarks.smollm2`), and the mixture of eight experts, two a token,
+that it is upcycled to; both float32. Prompts of 128 tokens of Python's documentation,
+128 new tokens each, greedy; mlx-lm opens our export. Each side is timed from outside:
+
+    prefill   prompt tokens over the seconds to one new token each
+    decode    the other new tokens over what 128 of them take longer
+
+Sides take turns, and medians are compared. At batch 1 the faster of mlx-lm's two ways
+counts; of the two models, the lower ratio. `--answers` of them are then graded with
+math-verify, by a worker a core: alone, and while the dense model decodes. The last line
+is one JSON object.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import mlx.nn as nn
+import numpy as np
+import tokenizers
+
+from benchmarks import grading, mlx_peer, smollm2
+from benchmarks.conditions import conditions
+from benchmarks.mlx_peer import Complete, Ids
+from ring_jax import sharding
+from ring_jax.checkpoint import export_folder, place
+from ring_jax.checkpoint.gguf import import_gguf
+from ring_jax.checkpoint.upcycle import upcycle
+from ring_jax.config import (
+    EvaluateConfig,
+    GenerateConfig,
+    MeshConfig,
+    ModelConfig,
+    UpcycleConfig,
+)
+from ring_jax.data.tokenizer import Tokenizer
+from ring_jax.generate import Engine, Request
+from ring_jax.model import abstract_transformer
+
+EXPERTS = UpcycleConfig(num_experts=8, num_experts_per_token=2)
+UNSAID = "<gh_stars>"
+"""A token that SmolLM2 has and does not say: as the end token it ends nothing."""
+OURS = "ring_jax"
+GRADED_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What is asked."""
+
+    prompt_tokens: int = 128
+    new_tokens: int = 128
+    batch_sizes: tuple[int, ...] = (16, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """One model, as both sides get it."""
+
+    config: ModelConfig
+    params: Mapping[str, np.ndarray]
+    tokenizer: Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """What was found of one model at one batch size."""
+
+    speeds: Mapping[str, Mapping[str, float]]
+    """Tokens/s by side and phase."""
+    same_tokens: float
+    """Share of the tokens that both sides said alike."""
+    recompilations: int
+    """Programs that XLA compiled after both sides had said everything once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of one turn of one side."""
+
+    first: float
+    """To one new token a prompt."""
+    whole: float
+    """To all of them."""
+
+
+def main() -> None:
+    """Times both models, prints a table and last one JSON line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--answers", type=int, default=10_000, help="0 grades nothing")
+    parser.add_argument("--model", choices=("dense", "moe"), help="one alone")
+    flags = parser.parse_args()
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(f"The load average is {load:.1f}: timings of a busy machine mean little.")
+    source = import_gguf(smollm2.fetch())
+    prompt_ids = smollm2.text_ids(source, num_windows=16)
+    backend = tokenizers.Tokenizer.from_str(source.tokenizer)
+    tokenizer = Tokenizer(backend, end_token=UNSAID, needed=(UNSAID,))
+    dense = Weights(source.config, source.params, tokenizer)
+    found: dict[str, Any] = {}
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
+        if flags.model != "moe":
+            found["dense"] = compare(dense, Sizes(), prompt_ids, turns=flags.turns)
+        if flags.model != "dense":
+            routed = Weights(*upcycle(dense.config, dense.params, EXPERTS), tokenizer)
+            found["moe"] = compare(routed, Sizes(), prompt_ids, turns=flags.turns)
+            del routed
+        graded = grade(dense, prompt_ids, flags.answers) if flags.answers else {}
+    print(json.dumps(summary(found) | graded | conditions()))
+
+
+def compare(
+    weights: Weights, sizes: Sizes, prompt_ids: np.ndarray, *, turns: int
+) -> dict[int, "Compared"]:
+    """Times both sides at each batch size.
+
+    Args:
+      weights: the model; a mesh must be in force.
+      sizes: what is asked.
+      prompt_ids: i32[B, T], at least as many and as long as the sizes say.
+      turns: of each side, beside one before that warms up.
+
+    Returns:
+      What was found at each batch size.
+    """
+    with exported(weights) as folder:
+        peer = mlx_peer.open_peer(folder)
+    return {
+        batch_size: _compare_batch(
+            weights,
+            peer,
+            prompt_ids[:batch_size, : sizes.prompt_tokens].tolist(),
+            num_new=sizes.new_tokens,
+            turns=turns,
+        )
+        for batch_size in sizes.batch_sizes
+    }
+
+
+def _compare_batch(
+    weights: Weights, peer: nn.Module, prompts: Ids, *, num_new: int, turns: int
+) -> Compared:
+    sides = {OURS: engine_of(weights, prompts, num_new=num_new)}
+    sides |= mlx_peer.ways(peer, num_prompts=len(prompts))
+    said = {name: side(prompts, num_new) for name, side in sides.items()}
+    with compilations() as compiled:
+        times = take_turns(sides, prompts, num_new, turns=turns)
+    speeds = {
+        name: speeds_of(of_side, prompts, num_new) for name, of_side in times.items()
+    }
+    for name, speed in speeds.items():
+        line = "".join(f"{phase:>10}{value:9.1f}" for phase, value in speed.items())
+        print(f"batch {len(prompts):<4}{name:16}{line} tokens/s", flush=True)
+    same = min(same_share(said[OURS], ids) for ids in said.values())
+    return Compared(speeds, same, len(compiled))
+
+
+@contextlib.contextmanager
+def exported(weights: Weights) -> Iterator[pathlib.Path]:
+    """Writes the model as a float32 folder that mlx-lm can open."""
+    with tempfile.TemporaryDirectory() as name:
+        weights.tokenizer.save(pathlib.Path(name) / "tokenizer.json")
+        yield export_folder(
+            weights.params,
+            weights.config,
+            pathlib.Path(name) / "export",
+            tokenizer=name,
+            chat_template="",
+            dtype="float32",
+        )
+
+
+def engine_of(weights: Weights, prompts: Ids, *, num_new: int) -> Complete:
+    """Makes an engine with a slot a prompt; what was read before is read again."""
+    engine = Engine(
+        place(abstract_transformer(weights.config), weights.params),
+        weights.tokenizer,
+        config=EvaluateConfig(
+            max_prompt_tokens=max(map(len, prompts)),
+            max_new_tokens=num_new,
+            batch_size=len(prompts),
+        ),
+        pace=GenerateConfig(prefix_cache_tokens=0),
+    )
+
+    def complete(prompts: Ids, num_new: int) -> list[list[int]]:
+        requests = [
+            Request(prompt_ids=tuple(ids), max_new_tokens=num_new) for ids in prompts
+        ]
+        return [completion.ids for completion in engine.complete(requests)]
+
+    return complete
+
+
+def take_turns(
+    sides: Mapping[str, Complete], prompts: Ids, num_new: int, *, turns: int
+) -> dict[str, list[Times]]:
+    """Times the sides one after the other, again and again."""
+    times: dict[str, list[Times]] = {name: [] for name in sides}
+    for _ in range(turns):
+        for name, side in sides.items():
+            times[name].append(one_turn(side, prompts, num_new))
+    return times
+
+
+def one_turn(side: Complete, prompts: Ids, num_new: int) -> Times:
+    """Times one side, after a moment in which it finds its weights again."""
+    side(prompts[:1], 2)
+    return Times(_seconds(side, prompts, 1), _seconds(side, prompts, num_new))
+
+
+def _seconds(side: Complete, prompts: Ids, num_new: int) -> float:
+    start = time.perf_counter()
+    said = side(prompts, num_new)
+    seconds = time.perf_counter() - start
+    mlx_peer.come_to_rest()
+    lengths = {len(ids) for ids in said}
+    assert lengths == {num_new}, f"completions of {lengths} tokens instead of {num_new}"
+    return seconds
+
+
+def speeds_of(times: Sequence[Times], prompts: Ids, num_new: int) -> dict[str, float]:
+    """Returns median tokens/s of both phases."""
+    first = statistics.median(turn.first for turn in times)
+    rest = statistics.median(turn.whole - turn.first for turn in times)
+    return {
+        "prefill": round(sum(map(len, prompts)) / first, 2),
+        "decode": round(len(prompts) * (num_new - 1) / rest, 2),
+    }
+
+
+def same_share(ours: Ids, theirs: Ids) -> float:
+    """Returns the share of tokens that are the same, up to the first that is not."""
+    equal_BT = np.cumprod(np.array(ours) == np.array(theirs), axis=1)
+    return float(equal_BT.mean())
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Yields a list to which each compilation adds itself."""
+    found: list[str] = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if "backend_compile" in event and duration_secs >= 0:
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def summary(found: Mapping[str, Mapping[int, Compared]]) -> dict[str, Any]:
+    """Returns the JSON line but for grading: the lowest ratios, and all tokens/s."""
+    compared = [result for sizes in found.values() for result in sizes.values()]
+
+    def lowest(phase: str, batch_size: int | None = None) -> float | None:
+        ratios = [
+            ratio_to_faster(result.speeds, phase)
+            for sizes in found.values()
+            for size, result in sizes.items()
+            if batch_size in (None, size)
+        ]
+        return round(min(ratios), 3) if ratios else None
+
+    return {
+        "benchmark": "generate",
+        "ratio_to_mlx_lm_batch16": lowest("decode", 16),
+        "ratio_to_mlx_lm_batch1": lowest("decode", 1),
+        "ratio_to_mlx_lm_prefill": lowest("prefill"),
+        "recompilations": sum(result.recompilations for result in compared),
+        "same_tokens": round(min(result.same_tokens for result in compared), 4),
+        "tokens_per_second": {
+            f"{model} batch {size}": result.speeds
+            for model, sizes in found.items()
+            for size, result in sizes.items()
+        },
+    }
+
+
+def ratio_to_faster(speeds: Mapping[str, Mapping[str, float]], phase: str) -> float:
+    """Returns our tokens/s over those of the faster of the others."""
+    others = [speed[phase] for name, speed in speeds.items() if name != OURS]
+    return speeds[OURS][phase] / max(others)
+
+
+def grade(weights: Weights, prompt_ids: np.ndarray, num_answers: int) -> dict[str, Any]:
+    """Grades answers alone, and while the model decodes; see `benchmarks.grading`."""
+    sizes = Sizes()
+    prompts = prompt_ids[:GRADED_BATCH, : sizes.prompt_tokens].tolist()
+    complete = engine_of(weights, prompts, num_new=sizes.new_tokens)
+    complete(prompts, sizes.new_tokens)
+
+    def decode() -> float:
+        times = one_turn(complete, prompts, sizes.new_tokens)
+        return speeds_of([times], prompts, sizes.new_tokens)["decode"]
+
+    return grading.measure(decode, num_answers=num_answers)
+
+
+if __name__ == "__main__":
+    main()
