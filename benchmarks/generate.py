@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation against mlx-lm: the same weights, prompts and cores, in one process.
 
-    python -m benchmarks.generate [--turns=5] [--answers=10000] [--model=dense]
+    python -m benchmarks.generate [--turns=1] [--answers=10000] [--model=dense]
 
 SmolLM2-135M (see `benchmarks.smollm2`), and the mixture of eight experts, two a token,
 that it is upcycled to; both float32. Prompts of 128 tokens of Python's documentation,
-128 new tokens each, greedy; mlx-lm opens our export. Each side is timed from outside:
+128 new tokens each, greedy; mlx-lm opens our export. The sides take turns of eight
+tokens a prompt, which medians are of:
 
-    prefill   prompt tokens over the seconds to one new token each
-    decode    the other new tokens over what 128 of them take longer
+    decode    the tokens of a turn over its seconds
+    prefill   prompt tokens over the seconds that the first turn takes longer
 
-Sides take turns, and medians are compared. At batch 1 the faster of mlx-lm's two ways
-counts; of the two models, the lower ratio. `--answers` of them are then graded with
-math-verify, by a worker a core: alone, and while the dense model decodes. The last line
-is one JSON object.
+At batch 1 the faster of mlx-lm's two ways counts; of the two models, the lower ratio.
+`--answers` of them are then graded with math-verify, by a worker a core: alone, and
+while the dense model decodes. The last line is one JSON object.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ import tokenizers
 
 from benchmarks import grading, mlx_peer, smollm2
 from benchmarks.conditions import conditions
-from benchmarks.mlx_peer import Complete, Ids
+from benchmarks.mlx_peer import Ids, Rounds, Say
 from ring_jax import sharding
 from ring_jax.checkpoint import export_folder, place
 from ring_jax.checkpoint.gguf import import_gguf
@@ -64,7 +65,10 @@ class Sizes:
 
     prompt_tokens: int = 128
     new_tokens: int = 128
-    batch_sizes: tuple[int, ...] = (16, 1)
+    turn_tokens: int = 8
+    """New tokens a prompt between two looks at the clock."""
+    passes: Mapping[int, int] = MappingProxyType({16: 1, 1: 3})
+    """Batch size -> how often all is said; the first turn of each reads prompts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,15 @@ class Weights:
     config: ModelConfig
     params: Mapping[str, np.ndarray]
     tokenizer: Tokenizer
+
+
+@dataclasses.dataclass
+class Pass:
+    """One side, once through all new tokens."""
+
+    said: Ids = ()
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    """Of each turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,27 +101,19 @@ class Compared:
     """Programs that XLA compiled after both sides had said everything once."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Seconds of one turn of one side."""
-
-    first: float
-    """To one new token a prompt."""
-    whole: float
-    """To all of them."""
-
-
 def main() -> None:
     """Times both models, prints a table and last one JSON line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=1, help="times as many passes")
     parser.add_argument("--answers", type=int, default=10_000, help="0 grades nothing")
     parser.add_argument("--model", choices=("dense", "moe"), help="one alone")
     flags = parser.parse_args()
     if (load := os.getloadavg()[0]) > 0.5:
         print(f"The load average is {load:.1f}: timings of a busy machine mean little.")
+    passes = {size: number * flags.turns for size, number in Sizes().passes.items()}
+    sizes = Sizes(passes=passes)
     source = import_gguf(smollm2.fetch())
     prompt_ids = smollm2.text_ids(source, num_windows=16)
     backend = tokenizers.Tokenizer.from_str(source.tokenizer)
@@ -117,58 +122,54 @@ def main() -> None:
     found: dict[str, Any] = {}
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
         if flags.model != "moe":
-            found["dense"] = compare(dense, Sizes(), prompt_ids, turns=flags.turns)
+            found["dense"] = compare(dense, sizes, prompt_ids)
         if flags.model != "dense":
             routed = Weights(*upcycle(dense.config, dense.params, EXPERTS), tokenizer)
-            found["moe"] = compare(routed, Sizes(), prompt_ids, turns=flags.turns)
+            found["moe"] = compare(routed, sizes, prompt_ids)
             del routed
         graded = grade(dense, prompt_ids, flags.answers) if flags.answers else {}
     print(json.dumps(summary(found) | graded | conditions()))
 
 
 def compare(
-    weights: Weights, sizes: Sizes, prompt_ids: np.ndarray, *, turns: int
-) -> dict[int, "Compared"]:
-    """Times both sides at each batch size.
+    weights: Weights, sizes: Sizes, prompt_ids: np.ndarray
+) -> dict[int, Compared]:
+    """Times both sides at each batch size; a mesh must be in force.
 
     Args:
-      weights: the model; a mesh must be in force.
+      weights: the model.
       sizes: what is asked.
       prompt_ids: i32[B, T], at least as many and as long as the sizes say.
-      turns: of each side, beside one before that warms up.
-
-    Returns:
-      What was found at each batch size.
     """
     with exported(weights) as folder:
         peer = mlx_peer.open_peer(folder)
     return {
-        batch_size: _compare_batch(
-            weights,
-            peer,
-            prompt_ids[:batch_size, : sizes.prompt_tokens].tolist(),
-            num_new=sizes.new_tokens,
-            turns=turns,
+        size: _compare_batch(
+            weights, peer, sizes, prompt_ids[:size, : sizes.prompt_tokens].tolist()
         )
-        for batch_size in sizes.batch_sizes
+        for size in sizes.passes
     }
 
 
 def _compare_batch(
-    weights: Weights, peer: nn.Module, prompts: Ids, *, num_new: int, turns: int
+    weights: Weights, peer: nn.Module, sizes: Sizes, prompts: Ids
 ) -> Compared:
-    sides = {OURS: engine_of(weights, prompts, num_new=num_new)}
+    sides = {OURS: engine_of(weights, sizes, prompts)}
     sides |= mlx_peer.ways(peer, num_prompts=len(prompts))
-    said = {name: side(prompts, num_new) for name, side in sides.items()}
+    take_turns({OURS: sides[OURS]}, prompts, sizes)
     with compilations() as compiled:
-        times = take_turns(sides, prompts, num_new, turns=turns)
+        passes = [
+            take_turns(sides, prompts, sizes) for _ in range(sizes.passes[len(prompts)])
+        ]
     speeds = {
-        name: speeds_of(of_side, prompts, num_new) for name, of_side in times.items()
+        name: speeds_of([of[name].seconds for of in passes], prompts, sizes)
+        for name in sides
     }
     for name, speed in speeds.items():
         line = "".join(f"{phase:>10}{value:9.1f}" for phase, value in speed.items())
         print(f"batch {len(prompts):<4}{name:16}{line} tokens/s", flush=True)
-    same = min(same_share(said[OURS], ids) for ids in said.values())
+    last = passes[-1]
+    same = min(same_share(last[OURS].said, theirs.said) for theirs in last.values())
     return Compared(speeds, same, len(compiled))
 
 
@@ -187,62 +188,61 @@ def exported(weights: Weights) -> Iterator[pathlib.Path]:
         )
 
 
-def engine_of(weights: Weights, prompts: Ids, *, num_new: int) -> Complete:
+def engine_of(weights: Weights, sizes: Sizes, prompts: Ids) -> Say:
     """Makes an engine with a slot a prompt; what was read before is read again."""
     engine = Engine(
         place(abstract_transformer(weights.config), weights.params),
         weights.tokenizer,
         config=EvaluateConfig(
-            max_prompt_tokens=max(map(len, prompts)),
-            max_new_tokens=num_new,
+            max_prompt_tokens=sizes.prompt_tokens,
+            max_new_tokens=sizes.new_tokens,
             batch_size=len(prompts),
         ),
-        pace=GenerateConfig(prefix_cache_tokens=0),
+        pace=GenerateConfig(
+            prefix_cache_tokens=0, steps_per_dispatch=sizes.turn_tokens
+        ),
     )
 
-    def complete(prompts: Ids, num_new: int) -> list[list[int]]:
+    def say(prompts: Ids, num_new: int, num_round: int) -> Rounds:
+        assert num_round == sizes.turn_tokens
         requests = [
             Request(prompt_ids=tuple(ids), max_new_tokens=num_new) for ids in prompts
         ]
-        return [completion.ids for completion in engine.complete(requests)]
+        said: list[list[int]] = [[] for _ in prompts]
+        for number, told in enumerate(engine.stream(requests), start=1):
+            if told.completion is not None:
+                said[told.number] = told.completion.ids
+            if number % len(prompts) == 0:
+                yield said
 
-    return complete
-
-
-def take_turns(
-    sides: Mapping[str, Complete], prompts: Ids, num_new: int, *, turns: int
-) -> dict[str, list[Times]]:
-    """Times the sides one after the other, again and again."""
-    times: dict[str, list[Times]] = {name: [] for name in sides}
-    for _ in range(turns):
-        for name, side in sides.items():
-            times[name].append(one_turn(side, prompts, num_new))
-    return times
+    return say
 
 
-def one_turn(side: Complete, prompts: Ids, num_new: int) -> Times:
-    """Times one side, after a moment in which it finds its weights again."""
-    side(prompts[:1], 2)
-    return Times(_seconds(side, prompts, 1), _seconds(side, prompts, num_new))
+def take_turns(sides: Mapping[str, Say], prompts: Ids, sizes: Sizes) -> dict[str, Pass]:
+    """Has the sides say some tokens, one after the other, until all is said."""
+    num_new, num_turn = sizes.new_tokens, sizes.turn_tokens
+    rounds = {name: side(prompts, num_new, num_turn) for name, side in sides.items()}
+    passes = {name: Pass() for name in sides}
+    for _ in range(num_new // num_turn):
+        for name, of_pass in passes.items():
+            start = time.perf_counter()
+            of_pass.said = next(rounds[name])
+            of_pass.seconds.append(time.perf_counter() - start)
+    for name, of_pass in passes.items():
+        lengths = {len(ids) for ids in of_pass.said}
+        assert lengths == {num_new}, f"{name} said {lengths} tokens, not {num_new}"
+    return passes
 
 
-def _seconds(side: Complete, prompts: Ids, num_new: int) -> float:
-    start = time.perf_counter()
-    said = side(prompts, num_new)
-    seconds = time.perf_counter() - start
-    mlx_peer.come_to_rest()
-    lengths = {len(ids) for ids in said}
-    assert lengths == {num_new}, f"completions of {lengths} tokens instead of {num_new}"
-    return seconds
-
-
-def speeds_of(times: Sequence[Times], prompts: Ids, num_new: int) -> dict[str, float]:
-    """Returns median tokens/s of both phases."""
-    first = statistics.median(turn.first for turn in times)
-    rest = statistics.median(turn.whole - turn.first for turn in times)
+def speeds_of(
+    seconds: Sequence[Sequence[float]], prompts: Ids, sizes: Sizes
+) -> dict[str, float]:
+    """Returns median tokens/s of both phases, of the turns of some passes."""
+    later = statistics.median(turn for of_pass in seconds for turn in of_pass[1:])
+    first = statistics.median(of_pass[0] for of_pass in seconds)
     return {
-        "prefill": round(sum(map(len, prompts)) / first, 2),
-        "decode": round(len(prompts) * (num_new - 1) / rest, 2),
+        "prefill": round(sum(map(len, prompts)) / (first - later), 2),
+        "decode": round(len(prompts) * sizes.turn_tokens / later, 2),
     }
 
 
@@ -306,12 +306,12 @@ def grade(weights: Weights, prompt_ids: np.ndarray, num_answers: int) -> dict[st
     """Grades answers alone, and while the model decodes; see `benchmarks.grading`."""
     sizes = Sizes()
     prompts = prompt_ids[:GRADED_BATCH, : sizes.prompt_tokens].tolist()
-    complete = engine_of(weights, prompts, num_new=sizes.new_tokens)
-    complete(prompts, sizes.new_tokens)
+    sides = {OURS: engine_of(weights, sizes, prompts)}
+    take_turns(sides, prompts, sizes)
 
     def decode() -> float:
-        times = one_turn(complete, prompts, sizes.new_tokens)
-        return speeds_of([times], prompts, sizes.new_tokens)["decode"]
+        seconds = take_turns(sides, prompts, sizes)[OURS].seconds
+        return speeds_of([seconds], prompts, sizes)["decode"]
 
     return grading.measure(decode, num_answers=num_answers)
 

@@ -2,7 +2,7 @@
 """mlx-lm on the CPU, as the peer of `benchmarks.generate`."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,8 +10,10 @@ from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.utils import load_model
 
 type Ids = Sequence[Sequence[int]]
-type Complete = Callable[[Ids, int], list[list[int]]]
-"""(prompts, new tokens) -> the new tokens of each prompt."""
+type Rounds = Iterator[list[list[int]]]
+"""After every few new tokens a prompt, what was said by then; at the end, all of it."""
+type Say = Callable[[Ids, int, int], Rounds]
+"""(prompts, new tokens, tokens of a round) -> rounds."""
 
 
 def open_peer(folder: pathlib.Path) -> nn.Module:
@@ -22,38 +24,45 @@ def open_peer(folder: pathlib.Path) -> nn.Module:
     return model
 
 
-def ways(model: nn.Module, *, num_prompts: int) -> dict[str, Complete]:
+def ways(model: nn.Module, *, num_prompts: int) -> dict[str, Say]:
     """Returns the ways in which mlx-lm completes so many prompts, by name."""
 
-    def in_batch(prompts: Ids, num_new: int) -> list[list[int]]:
-        return _in_batch(model, prompts, num_new)
+    def in_batch(prompts: Ids, num_new: int, num_round: int) -> Rounds:
+        return _in_batch(model, prompts, num_new, num_round=num_round)
 
-    def alone(prompts: Ids, num_new: int) -> list[list[int]]:
-        return [_alone(model, prompt, num_new) for prompt in prompts]
+    def alone(prompts: Ids, num_new: int, num_round: int) -> Rounds:
+        (prompt,) = prompts
+        return _alone(model, prompt, num_new, num_round=num_round)
 
-    found = {"BatchGenerator": in_batch}
+    found: dict[str, Say] = {"BatchGenerator": in_batch}
     return found | {"generate_step": alone} if num_prompts == 1 else found
 
 
-def come_to_rest() -> None:
-    """Waits for the step that mlx-lm began beyond the last token."""
-    mx.synchronize()
-
-
-def _in_batch(model: nn.Module, prompts: Ids, num_new: int) -> list[list[int]]:
+def _in_batch(
+    model: nn.Module, prompts: Ids, num_new: int, *, num_round: int
+) -> Rounds:
     """Completes all prompts together, read in one batch; no token ends them."""
     generator = BatchGenerator(
         model, completion_batch_size=len(prompts), prefill_batch_size=len(prompts)
     )
     numbers = generator.insert(list(map(list, prompts)), [num_new] * len(prompts))
     said: dict[int, list[int]] = {number: [] for number in numbers}
-    while responses := generator.next_generated():
-        for response in responses:
+    for step in range(1, 1 + num_new):
+        for response in generator.next_generated():
             said[response.uid].append(response.token)
+        if step % num_round == 0:
+            # It is a step ahead, which would go on in the time of others.
+            mx.synchronize()
+            yield list(said.values())
     generator.close()
-    return [said[number] for number in numbers]
 
 
-def _alone(model: nn.Module, prompt: Sequence[int], num_new: int) -> list[int]:
-    steps = generate_step(mx.array(list(prompt)), model, max_tokens=num_new)
-    return [token for token, _ in steps]
+def _alone(
+    model: nn.Module, prompt: Sequence[int], num_new: int, *, num_round: int
+) -> Rounds:
+    said: list[int] = []
+    for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=num_new):
+        said.append(token)
+        if len(said) % num_round == 0:
+            mx.synchronize()
+            yield [said]

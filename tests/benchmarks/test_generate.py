@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import generate, grading
-from benchmarks.generate import Compared, Sizes, Times, Weights
+from benchmarks.generate import Compared, Sizes, Weights
 from ring_jax.checkpoint.huggingface import parameter_shapes
 from ring_jax.checkpoint.upcycle import upcycle
 from ring_jax.config import ModelConfig
@@ -30,7 +30,7 @@ DENSE = ModelConfig(
     eos_id=1,
     pad_id=1,
 )
-SIZES = Sizes(prompt_tokens=9, new_tokens=6, batch_sizes=(3, 1))
+SIZES = Sizes(prompt_tokens=9, new_tokens=6, turn_tokens=2, passes={3: 1, 1: 2})
 
 
 def make_weights(*, is_routed: bool) -> Weights:
@@ -49,9 +49,7 @@ def make_weights(*, is_routed: bool) -> Weights:
 @pytest.mark.parametrize("is_routed", [False, True], ids=["dense", "moe"])
 def test_both_sides_say_the_same_and_nothing_is_compiled_meanwhile(mesh, is_routed):
     prompt_ids = np.random.default_rng(1).integers(20, 270, (3, 12)).astype(np.int32)
-    found = generate.compare(
-        make_weights(is_routed=is_routed), SIZES, prompt_ids, turns=1
-    )
+    found = generate.compare(make_weights(is_routed=is_routed), SIZES, prompt_ids)
     assert list(found) == [3, 1]
     for result in found.values():
         assert result.same_tokens == 1
@@ -69,10 +67,10 @@ def test_a_compilation_is_counted(mesh):
     assert compiled
 
 
-def test_decoding_is_what_the_other_tokens_take():
-    times = [Times(1.0, 3.0), Times(2.0, 4.0), Times(1.0, 9.0)]
-    speeds = generate.speeds_of(times, [[1] * 10] * 4, 9)
-    assert speeds == {"prefill": 40.0, "decode": 16.0}
+def test_reading_prompts_is_what_the_first_turn_takes_longer():
+    seconds = [[3.0, 1.0, 1.0], [4.0, 2.0, 1.0], [2.0, 1.0, 9.0]]
+    speeds = generate.speeds_of(seconds, [[1] * 10] * 4, SIZES)
+    assert speeds == {"prefill": 20.0, "decode": 8.0}
 
 
 def test_tokens_are_the_same_up_to_the_first_that_is_not():
