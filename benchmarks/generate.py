@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation against mlx-lm: the same weights, prompts and cores, in one process.
 
-    python -m benchmarks.generate [--turns=1] [--answers=10000] [--model=dense]
+    python -m benchmarks.generate [--passes=1] [--answers=10000] [--model=dense]
 
 SmolLM2-135M (see `benchmarks.smollm2`), and the mixture of eight experts, two a token,
 that it is upcycled to; both float32. Prompts of 128 tokens of Python's documentation,
@@ -12,8 +12,9 @@ tokens a prompt, which medians are of:
     prefill   prompt tokens over the seconds that the first turn takes longer
 
 At batch 1 the faster of mlx-lm's two ways counts; of the two models, the lower ratio.
-`--answers` of them are then graded with math-verify, by a worker a core: alone, and
-while the dense model decodes. The last line is one JSON object.
+`--answers` are then graded with math-verify, by a worker a core: alone, and while the
+dense model decodes. mlx-lm takes up most of half an hour. The last line is one JSON
+object.
 """
 
 import argparse
@@ -106,14 +107,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--turns", type=int, default=1, help="times as many passes")
+    parser.add_argument("--passes", type=int, default=1, help="times as many passes")
+    parser.add_argument("--new-tokens", type=int, default=128, help="times of eight")
     parser.add_argument("--answers", type=int, default=10_000, help="0 grades nothing")
     parser.add_argument("--model", choices=("dense", "moe"), help="one alone")
     flags = parser.parse_args()
     if (load := os.getloadavg()[0]) > 0.5:
         print(f"The load average is {load:.1f}: timings of a busy machine mean little.")
-    passes = {size: number * flags.turns for size, number in Sizes().passes.items()}
-    sizes = Sizes(passes=passes)
+    passes = {size: number * flags.passes for size, number in Sizes().passes.items()}
+    sizes = Sizes(new_tokens=flags.new_tokens, passes=passes)
     source = import_gguf(smollm2.fetch())
     prompt_ids = smollm2.text_ids(source, num_windows=16)
     backend = tokenizers.Tokenizer.from_str(source.tokenizer)

@@ -4,6 +4,7 @@
 import dataclasses
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -60,8 +61,6 @@ def test_both_sides_say_the_same_and_nothing_is_compiled_meanwhile(mesh, is_rout
 
 
 def test_a_compilation_is_counted(mesh):
-    import jax
-
     with generate.compilations() as compiled:
         jax.jit(lambda x: x * 3 + 1)(np.float32(2))
     assert compiled
