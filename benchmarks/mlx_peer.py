@@ -62,7 +62,7 @@ def _alone(
 ) -> Rounds:
     said: list[int] = []
     for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=num_new):
-        said.append(token)
+        said.append(int(token))
         if len(said) % num_round == 0:
             mx.synchronize()
             yield [said]

@@ -142,6 +142,7 @@ def test_a_loop_of_steps_copies_no_cache(mesh, tiny):
 
     compiled = advance_often.lower(decoder, cache, places_of(70, 3)).compile()
     memory = compiled.memory_analysis()
+    assert memory is not None
     assert memory.alias_size_in_bytes >= 2 * cache.key_LBKSH.nbytes
     assert memory.temp_size_in_bytes < cache.key_LBKSH.nbytes
 
