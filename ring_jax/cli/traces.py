@@ -218,7 +218,7 @@ def _open_run(
     num_slots = min(run.evaluate.batch_size, num_requests)
     opened, identity = stack.enter_context(open_model(run, workdir))
     engine = make_engine(opened, chat, run, num_slots=num_slots)
-    model = f"{workdir.resolve().name}@{identity["step"]}"
+    model = f"{workdir.resolve().name}@{identity['step']}"
 
     def open_ask(journal: Journal) -> Ask:
         return _EngineAsk(engine, chat, run, sampling, (model, journal))
