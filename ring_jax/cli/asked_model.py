@@ -51,10 +51,8 @@ class AskedModel(NamedTuple):
 
     model: Transformer
     """Its parameters are on the mesh in force."""
-    step: int
-    """Of its checkpoint."""
     identity: dict[str, Any]
-    """What an evaluation keeps of it; see `identity_of`."""
+    """Its run's name, its step and its digest; see `identity_of`."""
 
 
 def load_asked_config(args: argparse.Namespace, workdir: pathlib.Path) -> RunConfig:
@@ -96,7 +94,7 @@ def open_model(config: RunConfig, workdir: pathlib.Path) -> Iterator[AskedModel]
     trained = read_trained_model(workdir / "checkpoints")
     with jax.set_mesh(mesh):
         model = place(abstract_transformer(trained.config), trained.params)
-        yield AskedModel(model, trained.step, identity_of(workdir, trained))
+        yield AskedModel(model, identity_of(workdir, trained))
 
 
 def make_engine(

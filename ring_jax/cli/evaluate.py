@@ -183,13 +183,13 @@ def _by_engine(
 ) -> dict[str, Any]:
     chat = open_run_chat(config, workdir)
     use_devices(config)
-    with open_model(config, workdir) as asked:
+    with open_model(config, workdir) as (model, identity):
         return evaluate(
             suites,
             EngineCompleter(asked.model, chat, config=config),
             workdir=workdir,
-            label=evaluation_label(config, asked.step, label),
-            model=asked.identity,
+            label=evaluation_label(config, identity["step"], label),
+            model=identity,
             config=config.suites,
         )
 

@@ -49,13 +49,14 @@ def by_lm_eval(
     tasks = lm_eval_tasks.read_tasks(names, path=path, config=config.suites)
     chat = open_run_chat(config, workdir)
     use_devices(config)
-    with open_model(config, workdir) as asked:
-        folder = workdir / "evaluation" / evaluation_label(config, asked.step, label)
+    with open_model(config, workdir) as (model, identity):
+        label = evaluation_label(config, identity["step"], label)
+        folder = workdir / "evaluation" / label
         scores = lm_eval_tasks.evaluate_tasks(
             tasks,
             lm_eval_model.EngineLM(asked.model, chat, config=config),
             folder=folder,
-            model=asked.identity,
+            model=identity,
             config=config.suites,
         )
     report = read_json(folder / lm_eval_tasks.REPORT)

@@ -216,9 +216,9 @@ def _open_run(
     chat = open_run_chat(run, workdir)
     use_devices(run)
     num_slots = min(run.evaluate.batch_size, num_requests)
-    opened = stack.enter_context(open_model(run, workdir))
-    engine = make_engine(opened.model, chat, run, num_slots=num_slots)
-    model = f"{workdir.resolve().name}@{opened.step}"
+    opened, identity = stack.enter_context(open_model(run, workdir))
+    engine = make_engine(opened, chat, run, num_slots=num_slots)
+    model = f"{workdir.resolve().name}@{identity['step']}"
 
     def open_ask(journal: Journal) -> Ask:
         return _EngineAsk(engine, chat, run, sampling, (model, journal))

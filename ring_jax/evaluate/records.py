@@ -132,8 +132,9 @@ def forget_others(
 
 
 def _beginning(suite: AskedSuite, model: Mapping[str, Any]) -> dict[str, Any]:
+    settings = dataclasses.asdict(suite.config)
     items = digest_of(map(row_to_json, suite.rows))
-    return {"model": dict(model), **dataclasses.asdict(suite.config), "items": items}
+    return {"model": dict(model), **settings, "items": items}
 
 
 def digest_of(lines: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ring_jax import sharding
 from ring_jax.generate.sampler import Choices, choose, log_probability
-from ring_jax.model import Decoder, KeyValues, Places, write
+from ring_jax.model import Decoder, KeyValues, Places, write, written
 
 NO_TOKEN = -1
 
@@ -92,9 +92,9 @@ def read(
     Returns:
       The cache, and the chunks' keys and values [L, J, K, T, H].
     """
-    places = Places(chunk.slot_J, chunk.start_J)
-    _, new = decoder(chunk.ids_JT, cache, places, chunk.num_tokens_J)
-    return write(cache, new, places, chunk.num_tokens_J), new
+    places = Places(chunk.slot_J, chunk.start_J, chunk.num_tokens_J)
+    _, cache = decoder(chunk.ids_JT, cache, places)
+    return cache, written(cache, places, num_tokens=chunk.ids_JT.shape[1])
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -113,8 +113,8 @@ def restore(cache: KeyValues, new: KeyValues, chunk: Chunk) -> KeyValues:
         layout = sharding.activation("LBKSH")
         return jnp.broadcast_to(x_L1KTH, shape, out_sharding=layout)
 
-    places = Places(chunk.slot_J, chunk.start_J)
-    return write(cache, jax.tree.map(spread, new), places, chunk.num_tokens_J)
+    places = Places(chunk.slot_J, chunk.start_J, chunk.num_tokens_J)
+    return write(cache, jax.tree.map(spread, new), places)
 
 
 @functools.partial(jax.jit, static_argnames="row")
@@ -170,9 +170,8 @@ def decode(
     def advance(carry: tuple) -> tuple:
         step, cache, progress, seen_BV, said = carry
         num_tokens_B = (~progress.is_done_B).astype(jnp.int32)
-        places = Places(_first_slots(), progress.lengths_B)
-        hidden_B1D, new = decoder(progress.last_B[:, None], cache, places, num_tokens_B)
-        cache = write(cache, new, places, num_tokens_B)
+        places = Places(_first_slots(), progress.lengths_B, num_tokens_B)
+        hidden_B1D, cache = decoder(progress.last_B[:, None], cache, places)
         logits_BV = jax.reshard(decoder.logits(hidden_B1D)[:, 0], layout)
         progress, seen_BV, ids_B, logs_B = _say(
             logits_BV, seen_BV, progress, orders, vocabulary

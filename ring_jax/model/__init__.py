@@ -5,6 +5,7 @@ from ring_jax.model.cache import KeyValues as KeyValues
 from ring_jax.model.cache import Places as Places
 from ring_jax.model.cache import empty_cache as empty_cache
 from ring_jax.model.cache import write as write
+from ring_jax.model.cache import written as written
 from ring_jax.model.decoder import Decoder as Decoder
 from ring_jax.model.decoder import make_decoder as make_decoder
 from ring_jax.model.flops import abstract_transformer as abstract_transformer

@@ -10,7 +10,7 @@ from flax import nnx
 from pallas_kernels.attention import context_attention, packed_attention
 from ring_jax import sharding
 from ring_jax.config import ModelConfig
-from ring_jax.model.cache import KeyValues, Places, attend
+from ring_jax.model.cache import KeyValues, Places, attend, write
 from ring_jax.model.layers import filled, normal
 from ring_jax.model.rope import rotate
 from ring_jax.sharding import einsum
@@ -69,7 +69,7 @@ class Attention(nnx.Module):
         places: Places,
         *,
         layer: int,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, KeyValues]:
         """Attends to what the rows' slots hold, and to the tokens at hand.
 
         Args:
@@ -80,16 +80,16 @@ class Attention(nnx.Module):
           layer: which layer this is.
 
         Returns:
-          The layer's output, and the tokens' keys and values, [B, T, K, H] each.
+          The layer's output, and the cache with the tokens' keys and values.
         """
         query_BTNH, key_BTKH, value_BTKH = self._project(x_BTD, rows)
-        key_BTKH, value_BTKH = (
-            x.astype(cache.key_LBKSH.dtype) for x in (key_BTKH, value_BTKH)
+        key_1BKTH, value_1BKTH = (
+            x.astype(cache.key_LBKSH.dtype).transpose(0, 2, 1, 3)[None]
+            for x in (key_BTKH, value_BTKH)
         )
-        mixed_BTNH = attend(
-            query_BTNH, key_BTKH, value_BTKH, cache, places, layer=layer
-        )
-        return self._output(mixed_BTNH), key_BTKH, value_BTKH
+        new = KeyValues(key_1BKTH, value_1BKTH)
+        cache = write(cache, new, places, first_layer=layer)
+        return self._output(attend(query_BTNH, cache, places, layer=layer)), cache
 
     def _project(
         self, x_BTD: jax.Array, rows: Rows

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of earlier tokens, and attention to the part of them in use.
+"""Keys and values of a row's tokens, and attention to the part of them in use.
 
 Every row of a batch that is decoded has a slot, S places for its tokens in order. A
 slot holds as many tokens as it holds, whatever the others do: attention goes over
 blocks of places, as many as the longest slot fills, and sums in the order of an online
 softmax (arXiv:2112.05682, algorithm 1). A block in which a row has nothing multiplies
 its sums by one and adds zero to them: to the bit, a row does not notice its neighbours.
+
+A layer writes its tokens, and then attends to what is written. So what is read always
+comes after what is written, and XLA has no reason to copy a cache.
 """
 
 import dataclasses
@@ -43,6 +46,8 @@ class Places:
     """i32, among the device's own slots that of its first row."""
     lengths_B: jax.Array
     """i32, tokens in the row's slot before those at hand, which come behind them."""
+    num_tokens_B: jax.Array
+    """i32, tokens at hand; 0 for a row that leaves its slot as it is."""
 
 
 def empty_cache(
@@ -59,54 +64,64 @@ def empty_cache(
 
 
 def attend(
-    query_BTNH: jax.Array,
-    key_BTKH: jax.Array,
-    value_BTKH: jax.Array,
-    cache: KeyValues,
-    places: Places,
-    *,
-    layer: int,
+    query_BTNH: jax.Array, cache: KeyValues, places: Places, *, layer: int
 ) -> jax.Array:
-    """Returns softmax(q k / sqrt(H)) v over a row's cache and its tokens at hand.
+    """Returns softmax(q k / sqrt(H)) v over what is written of a row's slot.
 
     Args:
-      query_BTNH: of the tokens at hand; they see those of them that are not later.
-      key_BTKH: of the tokens at hand.
-      value_BTKH: of the tokens at hand.
-      cache: of at least as many slots as rows.
+      query_BTNH: of the tokens at hand; they see those that are not later.
+      cache: of at least as many slots as rows; has the tokens at hand.
       places: of the tokens at hand.
       layer: which layer's part of the cache.
 
     Returns:
       [B, T, N, H] in the dtype of the queries; sums are float32.
     """
-    heads, keys = sharding.activation("BTNH"), sharding.activation("BTKH")
+    heads = sharding.activation("BTNH")
     run = sharding.per_device(
         functools.partial(_attend_on_device, layer=layer),
-        in_specs=(heads, keys, keys, *_layouts()),
+        in_specs=(heads, *_layouts()),
         out_specs=heads,
     )
-    return run(query_BTNH, key_BTKH, value_BTKH, cache, places)
+    return run(query_BTNH, cache, places)
 
 
 def write(
-    cache: KeyValues, new: KeyValues, places: Places, num_tokens_B: jax.Array
+    cache: KeyValues, new: KeyValues, places: Places, *, first_layer: int = 0
 ) -> KeyValues:
     """Puts tokens behind those of their slots.
 
     Args:
       cache: is written in place, where the caller gives it away.
-      new: [L, B, K, T, H], T tokens a row.
+      new: [L, B, K, T, H], T tokens a row, of some layers. All T are written, in every
+        row that has any: what is behind a slot's length is never read.
       places: of those tokens.
-      num_tokens_B: i32[B]; 0 for a row that leaves its slot as it is. Of other rows all
-        T are written: what is behind a slot's length is never read.
+      first_layer: of `new`.
     """
+    layouts, _ = _layouts()
     run = sharding.per_device(
-        _write_on_device,
-        in_specs=(*_layouts(), _layouts()[0], sharding.activation("B")),
-        out_specs=_layouts()[0],
+        functools.partial(_write_on_device, first_layer=first_layer),
+        in_specs=(*_layouts(), layouts),
+        out_specs=layouts,
     )
-    return run(cache, places, new, num_tokens_B)
+    return run(cache, places, new)
+
+
+def written(cache: KeyValues, places: Places, *, num_tokens: int) -> KeyValues:
+    """Returns the tokens at hand, [L, B, K, T, H] of all layers.
+
+    Args:
+      cache: has them.
+      places: theirs, of one row a device.
+      num_tokens: T.
+    """
+    layouts, _ = _layouts()
+    run = sharding.per_device(
+        functools.partial(_written_on_device, num_tokens=num_tokens),
+        in_specs=_layouts(),
+        out_specs=layouts,
+    )
+    return run(cache, places)
 
 
 def _layouts() -> tuple[KeyValues, Places]:
@@ -114,17 +129,11 @@ def _layouts() -> tuple[KeyValues, Places]:
     layers: Any = sharding.activation("LBKSH")
     rows: Any = sharding.activation("B")
     devices: Any = sharding.activation("J")
-    return KeyValues(layers, layers), Places(devices, rows)
+    return KeyValues(layers, layers), Places(devices, rows, rows)
 
 
 def _attend_on_device(
-    query_BTNH: jax.Array,
-    key_BTKH: jax.Array,
-    value_BTKH: jax.Array,
-    cache: KeyValues,
-    places: Places,
-    *,
-    layer: int,
+    query_BTNH: jax.Array, cache: KeyValues, places: Places, *, layer: int
 ) -> jax.Array:
     B, T, N, H = query_BTNH.shape
     K, S = cache.key_LBKSH.shape[2:4]
@@ -132,24 +141,28 @@ def _attend_on_device(
     lengths_B = sharding.vary(places.lengths_B, sharding.TENSOR_AXIS)
     first_slot = places.first_slot_J[0]
     query_BKQH = _by_head(query_BTNH * H**-0.5, K)
-    key_BKTH, value_BKTH = (x.transpose(0, 2, 1, 3) for x in (key_BTKH, value_BTKH))
+    # Queries are ordered by group, then by token.
+    token_Q = jnp.arange(query_BKQH.shape[2]) % T
+    place_BKQ1 = (lengths_B[:, None] + token_Q[None])[:, None, :, None]
 
-    def add_block(number: jax.Array, sums: tuple) -> tuple:
-        start = (layer, first_slot, 0, number * C, 0)
+    def block(number: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array]:
+        # A last block that would be longer than the slot begins earlier.
+        first_place = jnp.minimum(number * C, S - C)
+        start = (layer, first_slot, 0, first_place, 0)
         key_BKCH, value_BKCH = (
             jax.lax.dynamic_slice(stack, start, (1, B, K, C, H))[0]
             for stack in (cache.key_LBKSH, cache.value_LBKSH)
         )
-        is_seen_BC = number * C + jnp.arange(C)[None] < lengths_B[:, None]
-        is_seen_BKQC = is_seen_BC[:, None, None]
-        return _add(sums, query_BKQH, key_BKCH, value_BKCH, is_seen_BKQC)
+        place_111C = (first_place + jnp.arange(C))[None, None, None]
+        is_seen_BKQC = (place_111C >= number * C) & (place_111C <= place_BKQ1)
+        return key_BKCH, value_BKCH, is_seen_BKQC
 
-    # Queries are ordered by group, then by token.
-    token_Q = jnp.arange(query_BKQH.shape[2]) % T
-    is_seen_QT = jnp.arange(T)[None] <= token_Q[:, None]
-    sums = _start(query_BKQH, key_BKTH, value_BKTH, is_seen_QT[None, None])
-    num_blocks = -(-jnp.max(lengths_B) // C)
-    _, total_BKQ1, mixed_BKQH = jax.lax.fori_loop(0, num_blocks, add_block, sums)
+    def add_block(number: jax.Array, sums: tuple) -> tuple:
+        return _add(sums, query_BKQH, *block(number))
+
+    sums = _start(query_BKQH, *block(0))
+    num_blocks = -(-(jnp.max(lengths_B) + T) // C)
+    _, total_BKQ1, mixed_BKQH = jax.lax.fori_loop(1, num_blocks, add_block, sums)
     mixed_BKGTH = (mixed_BKQH / total_BKQ1).reshape(B, K, N // K, T, H)
     mixed_BTNH = mixed_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
     return mixed_BTNH.astype(query_BTNH.dtype)
@@ -166,7 +179,7 @@ def _by_head(query_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:
 def _start(query, key, value, is_seen) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the softmax's peak, total and mixture over a first block.
 
-    Every query sees a key of it: itself.
+    Every query sees a key of it: that of the first place.
     """
     scores = jnp.where(is_seen, _scores(query, key), MASKED)
     peak = jnp.max(scores, axis=-1, keepdims=True)
@@ -199,16 +212,30 @@ def _mix(raised_BKQC: jax.Array, value_BKCH: jax.Array) -> jax.Array:
 
 
 def _write_on_device(
-    cache: KeyValues, places: Places, new: KeyValues, num_tokens_B: jax.Array
+    cache: KeyValues, places: Places, new: KeyValues, *, first_layer: int
 ) -> KeyValues:
-    def put(stack_LBKSH: jax.Array, new_LBKTH: jax.Array) -> jax.Array:
-        def put_row(row: jax.Array, stack_LBKSH: jax.Array) -> jax.Array:
-            place = (0, places.first_slot_J[0] + row, 0, places.lengths_B[row], 0)
+    def put_row(row: jax.Array, cache: KeyValues) -> KeyValues:
+        slot = places.first_slot_J[0] + row
+        place = (first_layer, slot, 0, places.lengths_B[row], 0)
+
+        def put(stack_LBKSH: jax.Array, new_LBKTH: jax.Array) -> jax.Array:
             new_L1KTH = jax.lax.dynamic_slice_in_dim(new_LBKTH, row, 1, axis=1)
             old_L1KTH = jax.lax.dynamic_slice(stack_LBKSH, place, new_L1KTH.shape)
-            written = jnp.where(num_tokens_B[row] > 0, new_L1KTH, old_L1KTH)
-            return jax.lax.dynamic_update_slice(stack_LBKSH, written, place)
+            chosen = jnp.where(places.num_tokens_B[row] > 0, new_L1KTH, old_L1KTH)
+            return jax.lax.dynamic_update_slice(stack_LBKSH, chosen, place)
 
-        return jax.lax.fori_loop(0, new_LBKTH.shape[1], put_row, stack_LBKSH)
+        return jax.tree.map(put, cache, new)
 
-    return jax.tree.map(put, cache, new)
+    return jax.lax.fori_loop(0, new.key_LBKSH.shape[1], put_row, cache)
+
+
+def _written_on_device(
+    cache: KeyValues, places: Places, *, num_tokens: int
+) -> KeyValues:
+    place = (0, places.first_slot_J[0], 0, places.lengths_B[0], 0)
+
+    def take(stack_LBKSH: jax.Array) -> jax.Array:
+        L, _, K, _, H = stack_LBKSH.shape
+        return jax.lax.dynamic_slice(stack_LBKSH, place, (L, 1, K, num_tokens, H))
+
+    return jax.tree.map(take, cache)

@@ -34,37 +34,27 @@ class Decoder:
     config: ModelConfig = dataclasses.field(metadata={"static": True})
 
     def __call__(
-        self,
-        ids_BT: jax.Array,
-        cache: KeyValues,
-        places: Places,
-        num_tokens_B: jax.Array,
+        self, ids_BT: jax.Array, cache: KeyValues, places: Places
     ) -> tuple[jax.Array, KeyValues]:
         """Runs T more tokens a row after those in its slot.
 
         Args:
-          ids_BT: i32[B, T].
-          cache: only read; `cache.write` puts the new tokens into it.
+          ids_BT: i32[B, T]; those after a row's number of tokens are padding.
+          cache: is written in place, where the caller gives it away.
           places: of the tokens.
-          num_tokens_B: i32[B], of the row's ids; those after them are padding.
 
         Returns:
-          The normed hidden states [B, T, D], and the tokens' keys and values.
+          The normed hidden states [B, T, D], and the cache with the tokens.
         """
         T = ids_BT.shape[1]
-        segments_BT = jnp.arange(T)[None] < num_tokens_B[:, None]
+        segments_BT = jnp.arange(T)[None] < places.num_tokens_B[:, None]
         positions_BT = places.lengths_B[:, None] + jnp.arange(T)[None]
         rows = rows_of(self.config, segments_BT.astype(jnp.int32), positions_BT)
         x_BTD = embed(ids_BT, self.embed_VD, self.final_norm_D.dtype)
-        keys, values = [], []
         for number, layer in enumerate(self.layers):
-            x_BTD, key_BTKH, value_BTKH = layer.decode(
-                x_BTD, rows, cache, places, layer=number
-            )
-            keys.append(key_BTKH.transpose(0, 2, 1, 3))
-            values.append(value_BTKH.transpose(0, 2, 1, 3))
+            x_BTD, cache = layer.decode(x_BTD, rows, cache, places, layer=number)
         hidden_BTD = rms_norm(x_BTD, self.final_norm_D, eps=self.config.norm_eps)
-        return hidden_BTD, KeyValues(jnp.stack(keys), jnp.stack(values))
+        return hidden_BTD, cache
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """Returns f32[B, T, V], as `Transformer.logits`."""

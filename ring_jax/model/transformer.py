@@ -83,15 +83,15 @@ class Layer(nnx.Module):
         places: Places,
         *,
         layer: int,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, KeyValues]:
         """As `__call__`, attending to the cache as well; see `Attention.decode`."""
         normed = rms_norm(x_BTD, self.attention_norm_D[...], eps=self.eps)
-        attended, key_BTKH, value_BTKH = self.attention.decode(
+        attended, cache = self.attention.decode(
             normed, rows, cache, places, layer=layer
         )
         second = self.mlp if self.moe is None else self.moe
         out_BTD, *_ = self._feed_forward(second, x_BTD + attended, rows, None, None)
-        return out_BTD, key_BTKH, value_BTKH
+        return out_BTD, cache
 
     def _feed_forward[Tree](
         self,

@@ -22,8 +22,7 @@ from ring_jax.report.evaluation_folder import read_evaluation
 from tests.generate.test_command import CONFIG, TOKENIZER, model, workdir
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.hf,
+    pytest.mark.lm_eval,
     pytest.mark.filterwarnings("ignore::Warning"),  # of packages of others
 ]
 
