@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args, workdir)
     if args.lm_eval is not None:
         _check_lm_eval(args, config.suites)
-        tasks = suite_names(args.lm_eval)
+        tasks = _words(args.lm_eval)
         evaluated = by_lm_eval(
             config, workdir, tasks, path=args.lm_eval_path, label=args.label
         )
@@ -112,6 +112,10 @@ def _finish(
     return code
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def _check_lm_eval(args: argparse.Namespace, config: SuitesConfig) -> None:
     for flag, is_given in (
         ("--suites", args.suites),
@@ -122,7 +126,7 @@ def _check_lm_eval(args: argparse.Namespace, config: SuitesConfig) -> None:
             raise ConfigError(
                 f"{flag} is nothing that --lm-eval takes; give one of the two."
             )
-    if not suite_names(args.lm_eval):
+    if not _words(args.lm_eval):
         raise ConfigError("--lm-eval names no task; give --lm-eval=TASK,TASK.")
 
 
@@ -186,7 +190,7 @@ def _by_engine(
     with open_model(config, workdir) as (model, identity):
         return evaluate(
             suites,
-            EngineCompleter(asked.model, chat, config=config),
+            EngineCompleter(model, chat, config=config),
             workdir=workdir,
             label=evaluation_label(config, identity["step"], label),
             model=identity,

@@ -54,7 +54,7 @@ def by_lm_eval(
         folder = workdir / "evaluation" / label
         scores = lm_eval_tasks.evaluate_tasks(
             tasks,
-            lm_eval_model.EngineLM(asked.model, chat, config=config),
+            lm_eval_model.EngineLM(model, chat, config=config),
             folder=folder,
             model=identity,
             config=config.suites,

@@ -108,14 +108,14 @@ def forget_others(
         for name, before in known.items()
         if before["model"].get("digest") != model["digest"]
     ]
+    if of_other:
+        (folder / LM_EVAL).unlink(missing_ok=True)
     changed = [
         name
         for name in suites.keys() & known.keys()
         if _differences(known[name], _beginning(suites[name], model))
     ]
     untrue = sorted({*of_other, *changed})
-    if of_other:
-        (folder / LM_EVAL).unlink(missing_ok=True)
     if not untrue:
         return
     logging.warning("%s: asked again: %s", folder, ", ".join(untrue))

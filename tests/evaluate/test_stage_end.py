@@ -205,10 +205,12 @@ def test_a_stage_that_ends_with_another_model_is_asked_anew(mesh, data, tmp_path
     settings["aime24"] = settings["heldout_tools"]
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "aime24.jsonl").write_text("")
+    (folder / "lm_eval.json").write_text("{}")
     at_end(CONFIG, data, tmp_path, digest="two")(create(CONFIG.model, 1), "base")
     at_end(CONFIG, data, tmp_path)(create(CONFIG.model, 1), "other")
     assert by_id(tmp_path, "base") == by_id(tmp_path, "other")
     assert not (folder / "aime24.jsonl").exists()
+    assert not (folder / "lm_eval.json").exists()
     assert "aime24" not in json.loads((folder / "settings.json").read_text())
 
 
