@@ -223,10 +223,10 @@ class Engine:
         if not chosen:
             return
         chunk = self._chunk_of(chosen, size)
-        self._cache, new = programs.read(self._decoder, self._cache, chunk)
+        self._cache = programs.read(self._decoder, self._cache, chunk)
         if size <= self._pace.prefix_cache_tokens:
             for device, (_, part) in chosen.items():
-                row = programs.take_row(new, row=device)
+                row = programs.take_row(self._cache, chunk, row=device)
                 self._prefixes.put(part.prefix_ids, row, num_tokens=size)
 
     def _chunk_of(self, chosen: dict[int, tuple[int, "_Part"]], size: int) -> Chunk:

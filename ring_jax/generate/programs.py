@@ -84,17 +84,10 @@ class Chunk:
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def read(
-    decoder: Decoder, cache: KeyValues, chunk: Chunk
-) -> tuple[KeyValues, KeyValues]:
-    """Reads prompts' chunks into their slots.
-
-    Returns:
-      The cache, and the chunks' keys and values [L, J, K, T, H].
-    """
-    places = Places(chunk.slot_J, chunk.start_J, chunk.num_tokens_J)
-    _, cache = decoder(chunk.ids_JT, cache, places)
-    return cache, written(cache, places, num_tokens=chunk.ids_JT.shape[1])
+def read(decoder: Decoder, cache: KeyValues, chunk: Chunk) -> KeyValues:
+    """Reads prompts' chunks into their slots."""
+    _, cache = decoder(chunk.ids_JT, cache, _places(chunk))
+    return cache
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -113,13 +106,21 @@ def restore(cache: KeyValues, new: KeyValues, chunk: Chunk) -> KeyValues:
         layout = sharding.activation("LBKSH")
         return jnp.broadcast_to(x_L1KTH, shape, out_sharding=layout)
 
-    places = Places(chunk.slot_J, chunk.start_J, chunk.num_tokens_J)
-    return write(cache, jax.tree.map(spread, new), places)
+    return write(cache, jax.tree.map(spread, new), _places(chunk))
 
 
 @functools.partial(jax.jit, static_argnames="row")
-def take_row(new: KeyValues, *, row: int) -> KeyValues:
-    """Returns the keys and values that one device read, on all devices: [L, 1, ...]."""
+def take_row(cache: KeyValues, chunk: Chunk, *, row: int) -> KeyValues:
+    """Returns what one device read, on all devices: [L, 1, K, T, H].
+
+    A program of its own: as a part of `read`, XLA would copy the cache for it.
+
+    Args:
+      cache: as `read` left it.
+      chunk: that was read.
+      row: the device's.
+    """
+    new = written(cache, _places(chunk), num_tokens=chunk.ids_JT.shape[1])
 
     def take(x_LJKTH: jax.Array) -> jax.Array:
         layout = sharding.activation("L1KSH")
@@ -127,6 +128,10 @@ def take_row(new: KeyValues, *, row: int) -> KeyValues:
         return whole_LJKTH[:, row : row + 1]
 
     return jax.tree.map(take, new)
+
+
+def _places(chunk: Chunk) -> Places:
+    return Places(chunk.slot_J, chunk.start_J, chunk.num_tokens_J)
 
 
 @functools.partial(

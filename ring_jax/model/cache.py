@@ -214,19 +214,23 @@ def _mix(raised_BKQC: jax.Array, value_BKCH: jax.Array) -> jax.Array:
 def _write_on_device(
     cache: KeyValues, places: Places, new: KeyValues, *, first_layer: int
 ) -> KeyValues:
-    def put_row(row: jax.Array, cache: KeyValues) -> KeyValues:
+    has_tokens_B = places.num_tokens_B > 0
+    # Those with tokens first. A row that is written without a look at what was there
+    # leaves XLA nothing to fuse with the row before, for which it would copy the cache.
+    row_B = jnp.argsort(~has_tokens_B)
+
+    def put_row(number: jax.Array, cache: KeyValues) -> KeyValues:
+        row = row_B[number]
         slot = places.first_slot_J[0] + row
         place = (first_layer, slot, 0, places.lengths_B[row], 0)
 
         def put(stack_LBKSH: jax.Array, new_LBKTH: jax.Array) -> jax.Array:
             new_L1KTH = jax.lax.dynamic_slice_in_dim(new_LBKTH, row, 1, axis=1)
-            old_L1KTH = jax.lax.dynamic_slice(stack_LBKSH, place, new_L1KTH.shape)
-            chosen = jnp.where(places.num_tokens_B[row] > 0, new_L1KTH, old_L1KTH)
-            return jax.lax.dynamic_update_slice(stack_LBKSH, chosen, place)
+            return jax.lax.dynamic_update_slice(stack_LBKSH, new_L1KTH, place)
 
         return jax.tree.map(put, cache, new)
 
-    return jax.lax.fori_loop(0, new.key_LBKSH.shape[1], put_row, cache)
+    return jax.lax.fori_loop(0, jnp.sum(has_tokens_B), put_row, cache)
 
 
 def _written_on_device(

@@ -128,19 +128,22 @@ def test_a_row_without_tokens_leaves_its_slot_as_it_is(mesh, tiny):
         assert (np.asarray(stack[:, 1, :, 7:]) == 1).all()
 
 
-def test_a_loop_of_steps_copies_no_cache(mesh, tiny):
+@pytest.mark.parametrize(("num_rows", "num_tokens"), [(1, 1), (2, 1), (1, 16)])
+def test_a_loop_of_steps_copies_no_cache(mesh, tiny, num_rows, num_tokens):
     """A copy of a cache at every token costs as much as reading the weights."""
     decoder = make_decoder(create(tiny), dtype="float32")
     cache = empty_cache(tiny, 2, 4096, dtype="float32")
+    ids_BT = jnp.ones((num_rows, num_tokens), jnp.int32)
 
     @functools.partial(jax.jit, donate_argnames="cache")
     def advance_often(decoder, cache, places):
         def step(_, cache: KeyValues) -> KeyValues:
-            return decoder(jnp.ones((2, 1), jnp.int32), cache, places)[1]
+            return decoder(ids_BT, cache, places)[1]
 
         return jax.lax.fori_loop(0, 3, step, cache)
 
-    compiled = advance_often.lower(decoder, cache, places_of(70, 3)).compile()
+    places = places_of(*[70, 3][:num_rows], num_tokens=[num_tokens] * num_rows)
+    compiled = advance_often.lower(decoder, cache, places).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
     assert memory.alias_size_in_bytes >= 2 * cache.key_LBKSH.nbytes
