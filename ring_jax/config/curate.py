@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ring_jax.config.data import check_ngrams, check_virtual
 from ring_jax.config.errors import ConfigError
-from ring_jax.config.server import EmbeddingsConfig
+from ring_jax.config.server import EmbeddingsConfig, check_is_named
 from ring_jax.config.verify import VerificationConfig
 
 
@@ -286,6 +286,8 @@ class CurateConfig:
                 "similarity.check='drop' has nothing to compare with; name a set in "
                 "evaluation_sets, or set it to 'keep'."
             )
+        if self.similarity.check == "drop":
+            check_is_named(self.embeddings, wanted_by="similarity.check='drop'")
         for name in ("shard_rows", "chunk_rows", "max_row_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")

@@ -65,3 +65,17 @@ class EmbeddingsConfig:
         for name in ("max_characters", "texts_per_request"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+def check_is_named(config: EmbeddingsConfig, *, wanted_by: str) -> None:
+    """Refuses settings that want vectors and do not say from where.
+
+    Raises:
+      ConfigError: names what is missing.
+    """
+    for field in ("url", "model"):
+        if not getattr(config.server, field):
+            raise ConfigError(
+                f"{wanted_by} needs vectors, but embeddings.server.{field} is empty; "
+                "name the server's."
+            )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ring_jax.config.curate import RawSourceConfig
 from ring_jax.config.errors import ConfigError
-from ring_jax.config.server import EmbeddingsConfig, TeacherConfig
+from ring_jax.config.server import EmbeddingsConfig, TeacherConfig, check_is_named
 from ring_jax.config.verify import VerificationConfig
 
 
@@ -192,6 +192,8 @@ class SynthesisConfig:
                 f"num_rounds={self.num_rounds} with answer_seeds={self.answer_seeds!r} "
                 "makes nothing; set one of them."
             )
+        if self.novelty.check == "drop":
+            check_is_named(self.embeddings, wanted_by="novelty.check='drop'")
         _check_prompts(self)
 
 

@@ -312,6 +312,7 @@ def test_a_mistake_is_one_line(
     assert main(["curate", config, f"--workdir={tmp_path / 'out'}", *words]) == code
     errors = capsys.readouterr().err.splitlines()
     assert part in errors[-1] and (code == status.ENVIRONMENT or len(errors) == 1)
+    assert (tmp_path / "out").exists() == (code == status.ENVIRONMENT)
 
 
 def test_comparing_with_no_set_is_a_mistake(make_config):
