@@ -242,6 +242,7 @@ def speeds_of(
     """Returns median tokens/s of both phases, of the turns of some passes."""
     later = statistics.median(turn for of_pass in seconds for turn in of_pass[1:])
     first = statistics.median(of_pass[0] for of_pass in seconds)
+    assert first > later, "a turn that reads prompts was no longer: too busy a machine"
     return {
         "prefill": round(sum(map(len, prompts)) / (first - later), 2),
         "decode": round(len(prompts) * sizes.turn_tokens / later, 2),
