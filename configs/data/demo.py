@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A curation of rows that come with packages: half a minute on a laptop.
+"""A curation of rows that come with packages: seconds on a laptop.
 
     ring curate --config=configs/data/demo.py --workdir=runs/curated
 

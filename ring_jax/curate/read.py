@@ -142,10 +142,10 @@ def _find(config: RawSourceConfig, name: str) -> list[pathlib.Path]:
     suffix = SUFFIX if config.kind == "array_record" else ""
     found = find_files(config.path, suffix=suffix)
     if not found:
-        advice = f" Put the {config.kind} files of {config.origin} there."
+        of_whom = f" of {config.origin}" if config.origin else ""
         raise ConfigError(
-            f"sources.{name}.path={config.path!r} names no file."
-            + (advice if config.origin else "")
+            f"sources.{name}.path={config.path!r} names no file. Put the {config.kind} "
+            f"files{of_whom} at {pathlib.Path(config.path).absolute()}."
         )
     return found
 
