@@ -7,26 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from ring_jax.config import ConfigError, ModelConfig, MoeConfig
+from ring_jax.config import ConfigError, ModelConfig
 from ring_jax.data import tokenizer as tokenizers
 from ring_jax.evaluate.choice_likelihood import ChoiceQuestion, score_choices
 from ring_jax.model import Transformer, init_transformer
+from tests.small_model import small_model
 
-MODEL = ModelConfig(
-    vocab_size=384,
-    model_dim=16,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    moe=MoeConfig(
-        num_experts=4, num_experts_per_token=2, num_shared_experts=1, expert_dim=8
-    ),
-    init_std=0.5,
-    max_positions=64,
-    eos_id=1,
-    pad_id=1,
-)
+MODEL = small_model(vocab_size=384, max_positions=64)
 QUESTIONS = [
     ChoiceQuestion("The sky is", [" blue", " a long green road", " 7"], 0),
     ChoiceQuestion("Two and two are ", ["four", "five"], 1),

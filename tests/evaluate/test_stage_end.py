@@ -19,7 +19,6 @@ from ring_jax.config import (
     EvaluateConfig,
     LongRowsConfig,
     ModelConfig,
-    MoeConfig,
     RunConfig,
     SourceConfig,
     StageConfig,
@@ -37,6 +36,7 @@ from ring_jax.evaluate.heldout_loss import HeldoutLoss
 from ring_jax.model import Transformer, init_transformer
 from ring_jax.report import compare
 from tests.planted_evaluations import suite, write_scores
+from tests.small_model import small_model
 
 SOURCES = {
     "sums": SourceConfig(
@@ -48,21 +48,7 @@ SOURCES = {
     "unasked": SourceConfig(kind="elements", num_rows=20, num_heldout=0),
 }
 CONFIG = RunConfig(
-    model=ModelConfig(
-        vocab_size=512,
-        model_dim=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        moe=MoeConfig(
-            num_experts=4, num_experts_per_token=2, num_shared_experts=1, expert_dim=8
-        ),
-        init_std=0.5,
-        max_positions=512,
-        eos_id=1,
-        pad_id=1,
-    ),
+    model=small_model(vocab_size=512, max_positions=512),
     data=DataConfig(
         sources=SOURCES,
         tokenizer=TokenizerConfig(vocab_size=400, num_training_rows=100),

@@ -11,29 +11,14 @@ from ring_jax.batch import Batch
 from ring_jax.config import (
     DataConfig,
     LossConfig,
-    ModelConfig,
-    MoeConfig,
     RunConfig,
     SourceConfig,
     StageConfig,
     TrainConfig,
 )
+from tests.small_model import small_model
 
-MODEL = ModelConfig(
-    vocab_size=64,
-    model_dim=16,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    moe=MoeConfig(
-        num_experts=4, num_experts_per_token=2, num_shared_experts=1, expert_dim=8
-    ),
-    max_positions=64,
-    init_std=0.1,
-    eos_id=1,
-    pad_id=1,
-)
+MODEL = small_model(vocab_size=64, max_positions=64, init_std=0.1)
 STAGE = StageConfig(mixture={"a": 1.0}, num_steps=6, learning_rate=1e-2, warmup_steps=2)
 
 
