@@ -22,7 +22,8 @@ from ring_jax.batch import Batch
 from ring_jax.config import ConfigError, MeshConfig, MixtureChangeConfig, to_json
 from ring_jax.train import Run, TrainingStoppedError, check_run, train
 
-CHILD = pathlib.Path(__file__).with_name("train_in_a_process.py")
+ROOT = pathlib.Path(__file__).parents[2]
+CHILD = "tests.train.train_in_a_process"
 
 
 def run_of(config, workdir, open_batches, *, evaluate=None) -> Run:
@@ -121,15 +122,15 @@ def test_kills_at_random_moments_leave_the_losses_bit_exact(tiny_run, tmp_path):
     # A real process, killed as by a lost machine: at start, in a step, in a save.
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     (tmp_path / "run.json").write_text(to_json(tiny_run), "utf-8")
-    command = [sys.executable, str(CHILD), str(tmp_path / "run.json")]
+    command = [sys.executable, "-m", CHILD, str(tmp_path / "run.json")]
     # Programs are kept, as `ring train` keeps them: the first process compiles for all.
     kept = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    subprocess.run([*command, str(tmp_path / "first")], check=True, env=kept)
+    subprocess.run([*command, str(tmp_path / "first")], check=True, env=kept, cwd=ROOT)
     started = time.monotonic()
-    subprocess.run([*command, str(whole)], check=True, env=kept)
+    subprocess.run([*command, str(whole)], check=True, env=kept, cwd=ROOT)
     seconds = time.monotonic() - started
     assert losses(whole) == losses(tmp_path / "first")
     seed = random.SystemRandom().randrange(10**6)
@@ -137,11 +138,11 @@ def test_kills_at_random_moments_leave_the_losses_bit_exact(tiny_run, tmp_path):
     moments = random.Random(seed)
     for _ in range(3):
         # A process works in the second half of its life; the first half is imports.
-        process = subprocess.Popen([*command, str(parts)], env=kept)
+        process = subprocess.Popen([*command, str(parts)], env=kept, cwd=ROOT)
         time.sleep(moments.uniform(0.5, 1.0) * seconds)
         process.kill()
         process.wait()
-    subprocess.run([*command, str(parts)], check=True, env=kept)
+    subprocess.run([*command, str(parts)], check=True, env=kept, cwd=ROOT)
     assert losses(parts) == losses(whole)
     assert len(losses(whole)) == 12
 

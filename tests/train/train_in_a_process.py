@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a tiny run in a process of its own, to be killed: RUN.json WORKDIR."""
 
-import importlib.util
 import pathlib
 import sys
 
@@ -11,22 +10,17 @@ from rich.console import Console
 from ring_jax import sharding
 from ring_jax.config import run_config_from_json
 from ring_jax.train import Run, train
-
-HERE = pathlib.Path(__file__).parent
+from tests.train.conftest import CountedBatches
 
 
 def main() -> None:
     """Runs the loop with the counted batches of the tests."""
-    spec = importlib.util.spec_from_file_location("counted", HERE / "conftest.py")
-    assert spec is not None and spec.loader is not None
-    counted = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(counted)
     config = run_config_from_json(pathlib.Path(sys.argv[1]).read_text("utf-8"))
     run = Run(
         config=config,
         workdir=pathlib.Path(sys.argv[2]),
         mesh=sharding.make_mesh(config.mesh, jax.devices()[:1]),
-        open_batches=lambda stage: counted.CountedBatches(len(stage)),
+        open_batches=lambda stage: CountedBatches(len(stage)),
         evaluate=lambda model, stage: {},
         console=Console(quiet=True),
     )
