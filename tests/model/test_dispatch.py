@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens go to the rows of a window and come back: the TPU's way and the other one."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import hardware
 from ring_jax.model.dispatch import combine, dispatch, plan_routes
+from tests.emulated_tpu import CHIPS, cases, emulated
 
 # X experts are here; X stands for those that are elsewhere.
 M, A, D, X, SIZE = 150, 3, 128, 4, 128
@@ -24,20 +21,14 @@ ROUTES = {
 }
 
 
-@pytest.fixture(params=[None, "TPU v6 lite", "TPU v5p"], ids=["cpu", "v6e", "v5p"])
+@pytest.fixture(params=cases(["cpu", *CHIPS]))
 def chip(request):
     """This machine, or a TPU that is interpreted, uninitialised memory as NaN."""
-    if request.param is None:
+    if request.param == "cpu":
         yield
         return
-    with contextlib.ExitStack() as stack:
-        found = stack.enter_context(hardware.pretend(request.param))
-        params = pltpu.InterpretParams(
-            num_cores_or_threads=found.num_cores, uninitialized_memory="nan"
-        )
-        stack.enter_context(pltpu.force_tpu_interpret_mode(params))
+    with emulated(CHIPS[request.param], detect_races=False):
         yield
-    pltpu.reset_tpu_interpret_mode_state()
 
 
 @pytest.mark.parametrize("first", [0, 40, 256])

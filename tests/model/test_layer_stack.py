@@ -64,7 +64,7 @@ def test_gathered_weights_of_one_layer_alone_wait_for_the_backward_pass(run, rem
 @pytest.mark.parametrize(
     ("sizes", "num_layers"),
     [
-        ({"fsdp": 8}, 6),
+        pytest.param({"fsdp": 8}, 6, marks=pytest.mark.slow),
         # Fewer layers than a weight is on its way.
         ({"fsdp": 2, "expert": 2, "tensor": 2}, 2),
         ({"data": 2, "fsdp": 4}, 1),

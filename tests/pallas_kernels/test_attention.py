@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -28,11 +27,8 @@ from tests.attention_reference import (
     operands,
     segments,
 )
+from tests.emulated_tpu import emulated
 
-# Memory that nobody wrote is NaN, and a read outside an array is an error.
-INTERPRETED = pltpu.InterpretParams(
-    uninitialized_memory="nan", out_of_bounds_reads="raise"
-)
 BLOCK = 128
 # Lengths of the documents of each row; what is left of a row is padding. Two rows of
 # 320 where they do: one compilation.
@@ -61,7 +57,7 @@ def implementation(request, monkeypatch):
     if request.param != "tpu":
         yield request.param.partition(",")[0]
         return
-    with hardware.pretend("TPU v6 lite"), pltpu.force_tpu_interpret_mode(INTERPRETED):
+    with emulated("TPU v6 lite", detect_races=False):
         yield request.param
 
 

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import hardware
 from pallas_kernels.attention import (
     context_attention,
     packed_attention,
@@ -21,21 +19,15 @@ from pallas_kernels.attention import (
     unzigzag,
     zigzag,
 )
+from tests.emulated_tpu import CHIPS, cases, emulated
 
-CHIPS = {"one_core": "TPU v6 lite", "two_cores": "TPU v5p"}
 
-
-@pytest.fixture(params=CHIPS)
+@pytest.fixture(params=cases(CHIPS))
 def chip(request, monkeypatch):
     """A chip whose blocks are small, interpreted with its races detected."""
     monkeypatch.setattr(tpu, "BLOCK", 128)
-    with hardware.pretend(CHIPS[request.param]) as found:
-        params = pltpu.InterpretParams(
-            detect_races=True, num_cores_or_threads=found.num_cores
-        )
-        with pltpu.force_tpu_interpret_mode(params):
-            yield found
-    pltpu.reset_tpu_interpret_mode_state()
+    with emulated(CHIPS[request.param]) as found:
+        yield found
 
 
 def passes(

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -25,6 +24,7 @@ from pallas_kernels.attention import (
 )
 from pallas_kernels.attention.flash import Spans, document_starts
 from tests.attention_reference import assert_close, expected, found, operands, segments
+from tests.emulated_tpu import emulated
 
 BLOCK = 128
 # Two chunks of a block for each of so many devices.
@@ -44,8 +44,7 @@ def implementation(request, monkeypatch):
     if request.param == "xla, looped":
         monkeypatch.setattr(xla, "MAX_UNROLLED", 0)
         monkeypatch.setattr(xla, "BLOCK", 64)
-    yield request.param
-    pltpu.reset_tpu_interpret_mode_state()
+    return request.param
 
 
 def rows_of(lengths, num_positions):
@@ -100,10 +99,7 @@ def run(implementation, num_shards, arrays, segments_BT):
     arrays = [*arrays, segments_BT]
     if implementation != "tpu":
         return sharded(implementation, num_shards, arrays)
-    params = pltpu.InterpretParams(
-        uninitialized_memory="nan", out_of_bounds_reads="raise"
-    )
-    with hardware.pretend("TPU v6 lite"), pltpu.force_tpu_interpret_mode(params):
+    with emulated("TPU v6 lite", detect_races=False):
         return sharded("tpu", num_shards, arrays)
 
 

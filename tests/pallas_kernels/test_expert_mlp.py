@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The experts' SwiGLU on every implementation, against its definition in float32."""
 
-import contextlib
 import dataclasses
 import functools
 
@@ -9,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import hardware
 from pallas_kernels.expert_mlp import expert_mlp, reference
 from pallas_kernels.grouped_matmul import plan_rows, tiling
+from tests.emulated_tpu import cases, emulated
 
 SMALL_PART = 64
 R, D, F = 200, 8, 16
@@ -41,7 +40,7 @@ RUNS = {
 }
 
 
-@pytest.fixture(params=RUNS)
+@pytest.fixture(params=cases(RUNS))
 def implementation(request, monkeypatch):
     """Each implementation; the TPU's with small tiles, races detected, memory NaN."""
     name, chip = RUNS[request.param]
@@ -49,27 +48,8 @@ def implementation(request, monkeypatch):
         yield name
         return
     monkeypatch.setattr(tiling, "PART_ROWS", SMALL_PART)
-    with interpreted(chip):
+    with emulated(chip):
         yield name
-
-
-@pytest.fixture(autouse=True)
-def fresh_interpreter():
-    yield
-    pltpu.reset_tpu_interpret_mode_state()
-
-
-def interpreted(chip):
-    params = pltpu.InterpretParams(
-        detect_races=True,
-        num_cores_or_threads=hardware.TPUS[chip].num_cores,
-        uninitialized_memory="nan",
-        out_of_bounds_reads="raise",
-    )
-    stack = contextlib.ExitStack()
-    stack.enter_context(hardware.pretend(chip))
-    stack.enter_context(pltpu.force_tpu_interpret_mode(params))
-    return stack
 
 
 def operands(num_groups, *, dtype="float32", width=D, hidden=F, num_rows=R):
@@ -196,7 +176,7 @@ def test_widths_in_several_tiles_match_the_definition(monkeypatch):
     expected = value_and_gradients(
         of_groups(reference.expert_mlp, sizes_E), inputs, grad_RD
     )
-    with interpreted("TPU v6 lite"):
+    with emulated("TPU v6 lite"):
         found = value_and_gradients(
             of_groups(expert_mlp, sizes_E, implementation="tpu"), inputs, grad_RD
         )

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -22,11 +21,8 @@ from pallas_kernels.grouped_matmul import (
     unsupported,
     xla,
 )
+from tests.emulated_tpu import emulated
 
-# Memory that nobody wrote is NaN, and a read outside an array is an error.
-INTERPRETED = pltpu.InterpretParams(
-    uninitialized_memory="nan", out_of_bounds_reads="raise"
-)
 R, D, F = 48, 5, 7
 GROUP_SIZES = {
     "even": (12, 12, 12, 12),
@@ -55,7 +51,7 @@ def implementation(request):
     if request.param != "tpu":
         yield request.param
         return
-    with hardware.pretend("TPU v6 lite"), pltpu.force_tpu_interpret_mode(INTERPRETED):
+    with emulated("TPU v6 lite", detect_races=False):
         yield request.param
 
 

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import hardware
 from pallas_kernels.grouped_matmul import (
@@ -16,6 +15,7 @@ from pallas_kernels.grouped_matmul import (
     tiling,
     tpu,
 )
+from tests.emulated_tpu import CHIPS, cases, emulated
 
 SMALL_PART = 64
 R, D, F = 320, 128, 256
@@ -29,20 +29,14 @@ GROUP_SIZES = {
     "nothing_routed": (0, 0),
     "fewer_rows_than_cores": (0, 1, 0),
 }
-CHIPS = {"one_core": "TPU v6 lite", "two_cores": "TPU v5p"}
 
 
-@pytest.fixture(params=CHIPS)
+@pytest.fixture(params=cases(CHIPS))
 def chip(request, monkeypatch):
     """A chip whose tiles are small, interpreted with its races detected."""
     monkeypatch.setattr(tiling, "PART_ROWS", SMALL_PART)
-    with hardware.pretend(CHIPS[request.param]) as found:
-        params = pltpu.InterpretParams(
-            detect_races=True, num_cores_or_threads=found.num_cores
-        )
-        with pltpu.force_tpu_interpret_mode(params):
-            yield found
-    pltpu.reset_tpu_interpret_mode_state()
+    with emulated(CHIPS[request.param]) as found:
+        yield found
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -26,6 +25,7 @@ from pallas_kernels.grouped_matmul import (
     tpu,
 )
 from pallas_kernels.grouped_matmul.quantization import EIGHT_BIT_TYPES, quantize
+from tests.emulated_tpu import cases, emulated
 
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 # A number of a float8 type has this many bits after the leading one.
@@ -50,26 +50,13 @@ RUNS = {
 CASES = [(run, dtype) for run, (_, _, dtypes) in RUNS.items() for dtype in dtypes]
 
 
-@contextlib.contextmanager
-def interpreted(chip):
-    params = pltpu.InterpretParams(
-        detect_races=True,
-        num_cores_or_threads=hardware.TPUS[chip].num_cores,
-        uninitialized_memory="nan",
-        out_of_bounds_reads="raise",
-    )
-    with hardware.pretend(chip), pltpu.force_tpu_interpret_mode(params):
-        yield
-    pltpu.reset_tpu_interpret_mode_state()
-
-
-@pytest.fixture(params=CASES, ids="-".join)
+@pytest.fixture(params=cases(CASES), ids="-".join)
 def case(request, monkeypatch):
     """Each implementation with each type that it has; small tiles, races detected."""
     run, dtype = request.param
     name, chip, _ = RUNS[run]
     monkeypatch.setattr(tiling, "PART_ROWS", SMALL_PART)
-    with interpreted(chip) if chip else contextlib.nullcontext():
+    with emulated(chip) if chip else contextlib.nullcontext():
         yield name, dtype
 
 
@@ -347,7 +334,7 @@ def test_several_tiles_of_columns_take_their_own_scales(monkeypatch):
     monkeypatch.setattr(tiling, "PART_ROWS", 32)
     inputs, _ = layer_inputs(4, width=width, hidden=hidden)
     want = expert_mlp(*inputs, groups=make_plan("reference", sizes))
-    with interpreted("TPU v6 lite"):
+    with emulated("TPU v6 lite"):
         found = expert_mlp(*inputs, groups=make_plan("tpu", sizes))
     assert relative(found, want) < 1e-3
 

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import hardware, segment_sum
 from pallas_kernels.segment_sum import IMPLEMENTATIONS, tpu
+from tests.emulated_tpu import CHIPS, cases, emulated
 
-CHIPS = {"one_core": "TPU v6 lite", "two_cores": "TPU v5p"}
 R, D = 400, 128
 # Rows of each segment.
 COUNTS = {
@@ -31,22 +30,14 @@ COUNTS = {
 }
 
 
-@pytest.fixture(params=["xla", "one_core", "two_cores"])
+@pytest.fixture(params=cases(["xla", *CHIPS]))
 def implementation(request):
     """An implementation that is not the definition; the TPU's with races detected."""
     if request.param in IMPLEMENTATIONS:
         yield request.param
         return
-    with hardware.pretend(CHIPS[request.param]) as found:
-        params = pltpu.InterpretParams(
-            detect_races=True,
-            num_cores_or_threads=found.num_cores,
-            uninitialized_memory="nan",
-            out_of_bounds_reads="raise",
-        )
-        with pltpu.force_tpu_interpret_mode(params):
-            yield "tpu"
-    pltpu.reset_tpu_interpret_mode_state()
+    with emulated(CHIPS[request.param]):
+        yield "tpu"
 
 
 def rows_of(counts_M, dtype):

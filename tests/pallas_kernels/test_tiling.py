@@ -8,7 +8,6 @@ import logging
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import hardware
 from pallas_kernels.expert_mlp import tune
@@ -27,6 +26,7 @@ from pallas_kernels.grouped_matmul.tiling import (
     ProductTiles,
 )
 from pallas_kernels.schedule import CHIPS
+from tests.emulated_tpu import emulated
 
 V6E = hardware.TPUS["TPU v6 lite"]
 SHAPE = ProductShape(kernel="grouped_matmul", num_groups=8, width_in=512, width=768)
@@ -167,11 +167,8 @@ def test_kernels_with_other_tiles_give_the_same(monkeypatch):
         columns=256, matrices=2, row_tiles=2, result_tiles=2, epilogue_columns=128
     )
     outer_tiles = OuterTiles(columns_in=128, columns=128, row_tiles=2)
-    params = pltpu.InterpretParams(
-        detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
-    )
     groups = jnp.array(sizes)
-    with hardware.pretend(V6E.name), pltpu.force_tpu_interpret_mode(params):
+    with emulated(V6E.name):
         with tiling.use_tiles(tiles):
             found = run("tpu")
         with tiling.use_tiles(outer_tiles):
@@ -181,7 +178,6 @@ def test_kernels_with_other_tiles_give_the_same(monkeypatch):
             pytest.raises(ValueError, match="divide 512. Use others"),
         ):
             run("tpu")
-    pltpu.reset_tpu_interpret_mode_state()
     want = run("reference")
     want.append(grouped_outer(x_RD, grad_RF, groups, implementation="reference"))
     for got, expected in zip(found, want, strict=True):

@@ -93,7 +93,9 @@ def test_running_a_finished_run_again_changes_nothing(
     assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "name", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_where_the_run_stands_and_the_rest_is_bit_exact(
     whole, tiny_run, tmp_path, open_counted, name
 ):
