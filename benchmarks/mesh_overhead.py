@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a mesh costs where it gains nothing: eight emulated devices on the same cores.
 
-    python -m benchmarks.mesh_overhead
+    python -m benchmarks.mesh_overhead [--turns=2]
 
 A training step of a small MoE (the shape of `train_step.py` with 8 layers, so that they
 are a loop, and 8 rows of 512 tokens, in float32) on one device and on meshes of eight,

@@ -9,7 +9,7 @@ Both steps are compiled by the TPU's own compiler and timed by the same estimato
 everything in a layer recomputed. The peer is MaxText's deepseek2-16b, of the same size
 and kind, as `maxtext_peer.py` sets it up, in an environment of its own:
 
-    pip install maxtext==0.2.5 jax==0.12.0.1 libtpu==0.0.52
+    pip install 'maxtext[tpu]==0.2.5' jax==0.12.0.1 libtpu==0.0.52
 
 Nothing is measured on a TPU: seconds and MFU are estimates, HBM is the compiler's. MFU
 is model FLOPs / (seconds * chips * peak), each side's FLOPs as its own code counts them
