@@ -9,6 +9,9 @@ from typing import Literal
 
 from ring_jax.config.errors import ConfigError
 
+ShareSchedule = Literal["step", "linear", "cosine"]
+"""How a mixture's shares move to new ones."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
@@ -95,8 +98,7 @@ class MixtureChangeConfig:
     """Step of the stage at which it begins, moved up to the next packing window."""
     mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Source name -> share of trained tokens from now on."""
-    schedule: Literal["step", "linear", "cosine"] = "step"
-    """How shares move to the new ones."""
+    schedule: ShareSchedule = "step"
     over_steps: int = 0
     """Steps in which `linear` and `cosine` get there."""
     curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ring_jax.config import CurriculumConfig, from_config_dict
+from ring_jax.config import CurriculumConfig, ShareSchedule, from_config_dict
 from ring_jax.data import packing
 from ring_jax.data.walk import Place
 
@@ -18,7 +18,7 @@ class Change:
     """Step of the stage at which it begins."""
     mixture: Mapping[str, float]
     """Source -> share of trained tokens; shares need not sum to 1."""
-    schedule: Literal["step", "linear", "cosine"] = "step"
+    schedule: ShareSchedule = "step"
     over_steps: int = 0
     curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     reason: str = ""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is a reply right? Each row names its verifier; all are pure functions of text."""
 
-from ring_jax.verify.batch import grade_all
 from ring_jax.verify.final_answer import final_answer, split_reasoning
 from ring_jax.verify.grade import (
     COMPARING,
@@ -24,7 +23,6 @@ __all__ = [
     "Verdict",
     "final_answer",
     "grade",
-    "grade_all",
     "is_same_result",
     "most_frequent_answer_score",
     "normalize",

@@ -17,7 +17,7 @@ import pytest
 from ring_jax.config import ConfigError, VerificationConfig
 from ring_jax.data.evaluation_columns import NO_REPLY
 from ring_jax.data.evaluation_files import FILE_SETS, read
-from ring_jax.verify import Question, grade_all
+from ring_jax.verify import Question, Sandbox
 
 
 def packed(tests):
@@ -228,10 +228,13 @@ def outcomes(pairs):
         )
         for row, reply in pairs
     ]
-    return [answer.outcome for answer in grade_all(questions, config=LIMITS)]
-
-
-LIMITS = VerificationConfig(num_workers=1)
+    limits = VerificationConfig()
+    with Sandbox(
+        num_workers=1,
+        timeout_seconds=limits.timeout_seconds,
+        max_memory_bytes=limits.max_memory_bytes,
+    ) as sandbox:
+        return [answer.outcome for answer in sandbox.grade(questions)]
 
 
 def read_own(name, folder):

@@ -7,8 +7,8 @@ verdicts on texts put together at random (none differed).
 
 import pytest
 
-from ring_jax.config import ConfigError, VerificationConfig
-from ring_jax.verify import Question, grade, grade_all, ifeval
+from ring_jax.config import ConfigError
+from ring_jax.verify import grade, ifeval
 
 POEM = "THE RAIN CAME DOWN ON THE ROOF AND THE CHILDREN WERE STANDING AT THE WINDOW"
 CASES = {
@@ -237,13 +237,3 @@ def test_a_reply_made_to_take_long_does_not(text):
     names = [name for name in CASES if name.startswith("detectable")]
     metadata = row(*((name, CASES[name][0]) for name in names))
     assert len(ifeval.INSTRUCTIONS.followed_loosely(text, metadata)) == len(names)
-
-
-def test_a_batch_is_graded_without_a_sandbox():
-    metadata = row(("punctuation:no_comma", {}))
-    questions = [
-        Question(verifier="ifeval", reply=reply, answer="", metadata=metadata)
-        for reply in ("none", "one, here")
-    ]
-    graded = grade_all(questions, config=VerificationConfig())
-    assert [answer.outcome for answer in graded] == ["right", "wrong"]
