@@ -13,7 +13,7 @@ from ring_jax.config import ModelConfig
 from ring_jax.model.cache import KeyValues, Places, attend, write
 from ring_jax.model.layers import filled, normal
 from ring_jax.model.rope import rotate
-from ring_jax.sharding import einsum
+from ring_jax.weight_gather import einsum
 
 
 @jax.tree_util.register_dataclass

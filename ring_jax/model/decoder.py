@@ -18,6 +18,7 @@ from ring_jax.config import ModelConfig
 from ring_jax.model.cache import KeyValues, Places
 from ring_jax.model.layers import rms_norm
 from ring_jax.model.transformer import Layer, Transformer, embed, rows_of
+from ring_jax.weight_gather import einsum
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +61,7 @@ class Decoder:
         """Returns f32[B, T, V], as `Transformer.logits`."""
         scaled_BTD = hidden_BTD.astype(jnp.float32) * self.head_scale_D[None, None]
         scaled_BTD = scaled_BTD.astype(hidden_BTD.dtype)
-        logits_BTV = sharding.einsum("BTD,DV->BTV", scaled_BTD, self.head_DV)
+        logits_BTV = einsum("BTD,DV->BTV", scaled_BTD, self.head_DV)
         return logits_BTV.astype(jnp.float32)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ring_jax import sharding
-from ring_jax.sharding import einsum
+from ring_jax.weight_gather import einsum
 
 
 def normal(dims: str, shape: tuple[int, ...], std: float, rngs: nnx.Rngs) -> nnx.Param:

@@ -39,7 +39,7 @@ from ring_jax.model.router import (
     router_sums,
     select_experts,
 )
-from ring_jax.sharding import einsum
+from ring_jax.weight_gather import einsum, operand
 
 
 class Moe(nnx.Module):
@@ -88,12 +88,10 @@ class Moe(nnx.Module):
         self, x_MD: jax.Array, selection: Selection, arriving: Tree
     ) -> tuple[jax.Array, Tree]:
         rows, row = sharding.activation("MD"), sharding.activation("MA")
-        gate_up, gate_up_layout, copy_gate_up = sharding.operand(
+        gate_up, gate_up_layout, copy_gate_up = operand(
             self.gate_up_ED2F[...], "ED2F", x_MD.dtype
         )
-        down, down_layout, copy_down = sharding.operand(
-            self.down_EFD[...], "EFD", x_MD.dtype
-        )
+        down, down_layout, copy_down = operand(self.down_EFD[...], "EFD", x_MD.dtype)
         layouts = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, arriving)
 
         def run(

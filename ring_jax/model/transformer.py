@@ -34,6 +34,7 @@ from ring_jax.model.router import (
     RoutingNoise,
     router_stats,
 )
+from ring_jax.weight_gather import einsum, gather_block
 
 NORM_HEAD_EPS = 1e-7
 
@@ -188,9 +189,7 @@ class Transformer(nnx.Module):
         """Returns f32[B, T, V]; for decoding and tests, where tokens are few."""
         scaled_BTD = hidden_BTD.astype(jnp.float32) * self.head_scale()[None, None]
         scaled_BTD = scaled_BTD.astype(hidden_BTD.dtype)
-        return sharding.einsum("BTD,DV->BTV", scaled_BTD, self.head_weight()).astype(
-            jnp.float32
-        )
+        return einsum("BTD,DV->BTV", scaled_BTD, self.head_weight()).astype(jnp.float32)
 
     def _final_norm(self, x_BTD: jax.Array) -> jax.Array:
         return rms_norm(x_BTD, self.final_norm_D[...], eps=self.config.norm_eps)
@@ -228,7 +227,7 @@ def _embed_block(
     ids_BT: jax.Array, embed_VD: jax.Array, *, dtype: DTypeLike
 ) -> jax.Array:
     """Looks up tokens in this device's part of the vocabulary, and joins the parts."""
-    embed_VD = sharding.gather_block(embed_VD, "VD", dtype=dtype)
+    embed_VD = gather_block(embed_VD, "VD", dtype=dtype)
     if jax.lax.axis_size(sharding.TENSOR_AXIS) == 1:
         x_BTD = embed_VD[ids_BT]
     else:

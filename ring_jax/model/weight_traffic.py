@@ -20,7 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ring_jax import sharding
-from ring_jax.sharding import Blocks, WeightGather
+from ring_jax.weight_gather import Blocks, WeightGather
 
 type Coming = list[list[Blocks]]
 """For each group of weights those of several layers, each a phase further than the one

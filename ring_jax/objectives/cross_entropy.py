@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import linear_cross_entropy as kernel
 from ring_jax import sharding
+from ring_jax.weight_gather import gather_block
 
 
 def linear_cross_entropy(
@@ -58,7 +59,7 @@ def _on_device(
 ) -> tuple[jax.Array, jax.Array]:
     total, results = kernel.linear_cross_entropy_sum(
         hidden_MD,
-        sharding.gather_block(head_DV, "DV", dtype=hidden_MD.dtype),
+        gather_block(head_DV, "DV", dtype=hidden_MD.dtype),
         targets_M,
         kernel.TokenWeights(weights_M, z_loss_M=z_loss_coef * weights_M),
         chunk_tokens=chunk_tokens,
