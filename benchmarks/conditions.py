@@ -11,7 +11,11 @@ import os
 import pathlib
 import platform
 
-import jax
+from ring_jax.cli.platforms import skip_absent_tpu
+
+skip_absent_tpu(os.environ)
+
+import jax  # noqa: E402  (reads the environment)
 
 
 def conditions() -> dict[str, str | int]:
