@@ -3,7 +3,7 @@
 # Sets up .venv and runs the default tests; arguments go to pytest.
 #
 #   launch/test.sh                      all but the markers slow, tpu, aot and lm_eval
-#   launch/test.sh -m slow              only the slow ones
+#   launch/test.sh --slow               only the slow ones
 #   launch/test.sh --aot                compiles for TPUs that are not there, by their compiler
 #   launch/test.sh --aot -m 'aot and slow'   whole steps of the recipes, minutes each
 #   launch/test.sh --lm-eval            the adapter of lm-eval, whose packages take 320 MB
@@ -27,9 +27,14 @@ if [ "${1:-}" = --lm-eval ]; then
   cd -- "$repo"
   exec .venv/bin/python -m pytest -q -m lm_eval "$@" </dev/null
 fi
+which='not slow'
+if [ "${1:-}" = --slow ]; then
+  shift
+  which=slow
+fi
 "$repo/launch/setup.sh"
 cd -- "$repo"
 # Two workers: compiling takes most of the time, and uses one core at a time. Files keep
 # the order of tests/conftest.py: those with few tests are not the short ones.
 exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
-  -m 'not slow and not tpu and not aot and not lm_eval' "$@" </dev/null
+  -m "$which and not tpu and not aot and not lm_eval" "$@" </dev/null
