@@ -19,8 +19,8 @@ from ring_jax.checkpoint.trained_model import (
     read_trained_model,
 )
 from ring_jax.cli.settings import (
+    load_imported_config,
     load_run_config,
-    load_run_folder_model_config,
     override,
 )
 from ring_jax.config import (
@@ -65,8 +65,7 @@ def load_asked_config(args: argparse.Namespace, workdir: pathlib.Path) -> RunCon
     is_imported = path.is_file() and '"stages"' not in path.read_text("utf-8")
     if args.config is not None or not is_imported:
         return load_run_config(args)
-    model = load_run_folder_model_config(workdir)
-    only_asked = dataclasses.replace(ONLY_ASKED, model=model)
+    only_asked = load_imported_config(workdir, ONLY_ASKED)
     return override(RunConfig, dataclasses.asdict(only_asked), args.overrides)
 
 

@@ -15,7 +15,7 @@ from ring_jax.checkpoint.store import Store
 from ring_jax.checkpoint.upcycle import upcycle
 from ring_jax.cli import status
 from ring_jax.cli.settings import load_config_file, override, require_workdir
-from ring_jax.config import ConfigError, ModelConfig, UpcycleConfig
+from ring_jax.config import ConfigError, ModelConfig, TrainConfig, UpcycleConfig
 from ring_jax.data.chat import CHAT_TEMPLATES
 from ring_jax.data.chat_template import read_chat_template
 
@@ -38,6 +38,8 @@ class _Found(NamedTuple):
     chat_template: str | None
     special: dict[str, str]
     """Files that name the special tokens which a chat template writes and ends by."""
+    compute_dtype: str = TrainConfig().compute_dtype
+    """Which `ring generate` and `ring evaluate` then use."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +83,11 @@ def run(args: argparse.Namespace) -> int:
     (workdir / "tokenizer" / "chat_template.jinja").write_text(template, "utf-8")
     for name, text in found.special.items():
         (workdir / "tokenizer" / name).write_text(text, "utf-8")
-    text = json.dumps({"model": dataclasses.asdict(config)}, indent=2)
-    (workdir / "config.json").write_text(text, "utf-8")
+    written = {
+        "model": dataclasses.asdict(config),
+        "train": {"compute_dtype": found.compute_dtype},
+    }
+    (workdir / "config.json").write_text(json.dumps(written, indent=2), "utf-8")
     num_parameters = sum(array.size for array in params.values())
     print(f"{num_parameters:,} parameters of {source} in {workdir}")
     if args.json:
@@ -124,6 +129,12 @@ def _read_folder(folder: pathlib.Path) -> _Found:
 def _read_gguf(path: pathlib.Path) -> _Found:
     model = import_gguf(path)
     files = {"tokenizer_config.json": json.dumps(dict(model.special_tokens))}
+    # As llama.cpp, whose files these are, keeps activations: bfloat16 changes answers.
     return _Found(
-        model.config, model.params, model.tokenizer, model.chat_template, files
+        model.config,
+        model.params,
+        model.tokenizer,
+        model.chat_template,
+        files,
+        compute_dtype="float32",
     )

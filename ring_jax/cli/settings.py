@@ -112,6 +112,19 @@ def load_run_folder_model_config(workdir: pathlib.Path) -> ModelConfig:
     return from_config_dict(ModelConfig, tree, path)
 
 
+def load_imported_config(workdir: pathlib.Path, base: RunConfig) -> RunConfig:
+    """Reads the settings of an imported folder over those of a run that has the rest.
+
+    Raises:
+      ConfigError: the folder has none, or they cannot be read.
+    """
+    tree = dataclasses.asdict(base)
+    for name, section in _read_run_folder(workdir).items():
+        is_section = isinstance(section, dict) and isinstance(tree.get(name), dict)
+        tree[name] = tree[name] | section if is_section else section
+    return from_config_dict(RunConfig, tree, f"{workdir / 'config.json'}: config")
+
+
 def _read_run_folder(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.is_file():

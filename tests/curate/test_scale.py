@@ -267,6 +267,8 @@ def test_the_number_of_workers_changes_no_byte(
     assert contents(tmp_path / "spread") == contents(tmp_path / "alone")
 
 
+# A cluster begins with forks, of which JAX warns once another test has loaded it.
+@pytest.mark.filterwarnings("ignore:os.fork")
 @pytest.mark.slow
 def test_verifiers_of_a_worker_have_their_limits(hostile, tmp_path):
     curate(hostile, tmp_path / "alone")
