@@ -80,6 +80,24 @@ union() {
   printf '%s,%s' "$1" "$2" | tr ',' '\n' | sed '/^$/d' | sort -u | paste -sd, -
 }
 
+# The names that setup.py has, as a comma-separated list.
+known_extras() {
+  sed -n '/^EXTRAS/,/^}/s/^    "\([a-z_]*\)": \[.*/\1/p' "$repo/setup.py" | paste -sd, -
+}
+
+check_extras() {
+  local known extra
+  local -a names
+  known=$(known_extras)
+  IFS=, read -ra names <<<"$1"
+  for extra in "${names[@]}"; do
+    case ",$known," in
+      *",$extra,"*) ;;
+      *) fail 2 "'$1' is not a list of extras; setup.py has $known." ;;
+    esac
+  done
+}
+
 input_hash() {
   cat -- "$repo/setup.py" "$repo/launch/constraints.txt" "$repo/launch/setup.sh" |
     cksum | cut -d' ' -f1
@@ -124,8 +142,8 @@ install() {
 
 main() {
   local wanted=${1:-curate,data,parity,test} installed='' hash='' home=$repo version found
-  [ $# -le 1 ] && [[ $wanted =~ ^[a-z,]+$ ]] ||
-    fail 2 "'$*' is not a list of extras such as data,test; setup.py has them."
+  [ $# -le 1 ] || fail 2 "'$*' is not one list of extras such as data,test."
+  check_extras "$wanted"
   trap 'exit 75' INT TERM
   # Two set-ups at once (tests beside a quickstart) would install into each other.
   if type -P flock >/dev/null; then

@@ -72,7 +72,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     sizes = dataclasses.asdict(config)
     fixed = math.prod(size for size in sizes.values() if size != -1)
     product = " * ".join(f"{axis}={size}" for axis, size in sizes.items())
-    if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
+    if -1 in sizes.values() and len(devices) % fixed:
+        given = " * ".join(f"{a}={n}" for a, n in sizes.items() if n not in (-1, 1))
+        raise ConfigError(
+            f"config.mesh: {given} = {fixed} does not divide {len(devices)} devices. "
+            "Choose sizes that do."
+        )
+    if -1 not in sizes.values() and fixed != len(devices):
         raise ConfigError(
             f"config.mesh: {product} does not fit {len(devices)} devices. Make them "
             "multiply to the device count, or set one of them to -1."

@@ -66,6 +66,13 @@ def load_asked_config(args: argparse.Namespace, workdir: pathlib.Path) -> RunCon
     if args.config is not None or not is_imported:
         return load_run_config(args)
     only_asked = load_imported_config(workdir, ONLY_ASKED)
+    half = only_asked.model.max_positions // 2
+    sizes = dataclasses.replace(
+        only_asked.evaluate,
+        max_prompt_tokens=min(only_asked.evaluate.max_prompt_tokens, half),
+        max_new_tokens=min(only_asked.evaluate.max_new_tokens, half),
+    )
+    only_asked = dataclasses.replace(only_asked, evaluate=sizes)
     return override(RunConfig, dataclasses.asdict(only_asked), args.overrides)
 
 

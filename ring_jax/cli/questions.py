@@ -57,7 +57,7 @@ def read_questions(args: argparse.Namespace, config: GenerateConfig) -> list[Que
     elif args.file.suffix == ".jsonl":
         questions = list(_lines_of_json(args.file, config))
     else:
-        lines = args.file.read_text("utf-8", errors="replace").splitlines()
+        lines = _lines(args.file)
         questions = [ask(config, prompt=line) for line in lines]
     questions = [q for q in questions if q.messages or q.prompt.strip()]
     if not questions:
@@ -104,12 +104,21 @@ def to_requests(
 
 
 def _lines_of_json(path: pathlib.Path, config: GenerateConfig) -> list[Question]:
-    lines = path.read_text("utf-8", errors="replace").splitlines()
     return [
         _question(line, f"{path}:{number}", config)
-        for number, line in enumerate(lines, 1)
+        for number, line in enumerate(_lines(path), 1)
         if line.strip()
     ]
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    try:
+        # Not `splitlines`, which also cuts at signs that JSON allows within a string.
+        return path.read_text("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"--file={path}: byte {error.start} is not UTF-8; write the file as UTF-8."
+        ) from None
 
 
 def _question(line: str, where: str, config: GenerateConfig) -> Question:

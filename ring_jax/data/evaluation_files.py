@@ -80,11 +80,12 @@ def _files(name: str, path: pathlib.Path) -> Sequence[pathlib.Path]:
 
 def _rows(name: str, file: pathlib.Path) -> Iterator[Row]:
     known, stem = FILE_SETS[name], file.name.partition(".")[0]
-    place = 0
+    place = 1
     try:
-        for place, record in enumerate(_records(file)):
+        for record in _records(file):
             item = known.read(record, stem)
-            yield _row(name, f"{name}/{item.id or f'{stem}/{place}'}", file, item)
+            yield _row(name, f"{name}/{item.id or f'{stem}/{place - 1}'}", file, item)
+            place += 1
     except ConfigError:
         raise
     except (

@@ -160,7 +160,7 @@ class _SuiteRun:
             except ConfigError as error:
                 return str(error)
             if answer.outcome == "error":
-                return f"verifier {row.verifier!r}: {answer.detail}"
+                return f"item {row.id}: {answer.detail}"
         return ""
 
     def _missing(self) -> list[Ask]:

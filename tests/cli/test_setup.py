@@ -149,7 +149,9 @@ def test_without_any_interpreter_one_line_says_how_to_get_one(clone):
     assert not (clone.root / ".venv").exists()
 
 
-@pytest.mark.parametrize("words", [("Data",), ("data,--pre",), ("data", "test")])
+@pytest.mark.parametrize(
+    "words", [("Data",), ("data,--pre",), ("data,,test",), ("data", "test")]
+)
 def test_wrong_extras_are_the_users_mistake(clone, words):
     done = clone.run(*words)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -172,6 +174,13 @@ def test_a_second_run_does_nothing(clone):
     assert second.returncode == 0
     assert "up to date" in second.stdout
     assert clone.calls() == []
+
+
+def test_every_extra_of_setup_py_is_known(clone):
+    clone.interpreter("bin/python3")
+    assert clone.run("data,test,lm_eval").returncode == 0
+    assert clone.calls()[1].endswith("--editable .[data,lm_eval,test]")
+    assert "gpu" in clone.run("gpus").stderr
 
 
 def test_extras_add_up_and_fewer_of_them_change_nothing(clone):

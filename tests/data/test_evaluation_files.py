@@ -355,8 +355,17 @@ def test_a_missing_file_says_which_one_to_put_where(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_record_of_another_format_is_named(name, tmp_path):
     path = write(tmp_path, "instruct_v2.jsonl", [{"prompts": "other"}])
-    with pytest.raises(ConfigError, match=r"instruct_v2\.jsonl, record 0"):
+    with pytest.raises(ConfigError, match=r"instruct_v2\.jsonl, record 1"):
         read(name, str(path))
+
+
+def test_a_line_that_is_no_json_is_named_by_its_place(tmp_path):
+    file, records, *_ = FILES["ifeval"]
+    path = write(tmp_path, file, records[:1])
+    with path.open("a") as lines:
+        lines.write("{broken\n")
+    with pytest.raises(ConfigError, match="record 2, is not of the published format"):
+        read("ifeval", str(path))
 
 
 @pytest.mark.parametrize(
