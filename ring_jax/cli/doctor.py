@@ -22,6 +22,7 @@ from ring_jax import sharding
 from ring_jax.cli import status
 from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
+from ring_jax.cli.initial_model import check_initial_model
 from ring_jax.cli.sample import prepare_sample
 from ring_jax.cli.settings import load_run_config
 from ring_jax.config import ConfigError, RunConfig, SourceConfig
@@ -129,6 +130,8 @@ def _check_run(args: argparse.Namespace) -> Iterator[Check]:
     yield _check_disk(args.workdir or pathlib.Path.cwd(), _bytes_of_run(config))
     yield Check("config", f"{len(config.stages)} stages: {', '.join(config.stages)}")
     yield _check_mesh(config, args.workdir)
+    if config.init_from is not None:
+        yield _check_initial_model(config)
     checks = [
         _check_source(name, source, config.seed)
         for name, source in config.data.sources.items()
@@ -174,6 +177,14 @@ def _check_mesh(config: RunConfig, workdir: pathlib.Path | None) -> Check:
         return Check("mesh", "does not fit", str(error))
     shape = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     return Check("mesh", shape)
+
+
+def _check_initial_model(config: RunConfig) -> Check:
+    try:
+        check_initial_model(config)
+    except ConfigError as error:
+        return Check("init_from", "refused", str(error))
+    return Check("init_from", str(config.init_from))
 
 
 def _check_source(name: str, source: SourceConfig, seed: int) -> Check:

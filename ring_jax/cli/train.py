@@ -22,22 +22,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from ring_jax import __version__, processes, sharding
-from ring_jax.checkpoint import import_folder, max_logit_difference_to_mlx, place
+from ring_jax.checkpoint import max_logit_difference_to_mlx
 from ring_jax.checkpoint.trained_model import newest_identity
 from ring_jax.cli import status
 from ring_jax.cli.asked_model import identity_of
 from ring_jax.cli.console import Console
 from ring_jax.cli.devices import use_devices
 from ring_jax.cli.export import export_newest
+from ring_jax.cli.initial_model import read_initial_model
 from ring_jax.cli.settings import load_run_config, require_workdir
 from ring_jax.cli.together import run_together
 from ring_jax.cluster import find_preset, preset_names
-from ring_jax.config import ConfigError, RunConfig, flatten_settings, model_identity
+from ring_jax.config import ConfigError, RunConfig, flatten_settings
 from ring_jax.data import mixture_file
 from ring_jax.data.pipeline import TrainBatches, prepare
 from ring_jax.data.prepared import PreparedData
 from ring_jax.evaluate import StageEnd, score_table
-from ring_jax.model import Transformer, abstract_transformer
+from ring_jax.model import Transformer
 from ring_jax.report import compare_stages, figures, write_report
 from ring_jax.train import Run, TrainingStoppedError, check_run, train
 from ring_jax.train.run_folder_lock import only_run_in
@@ -47,9 +48,6 @@ SUMMARY = "trains the stages of a config; run it again to continue"
 
 PRESET_VARIABLE = "RING_XLA_PRESET"
 """How `launch/train.sh` says which flags it set."""
-
-CONTEXT_EXTENSION = ("max_positions", "rope_scaling", "rope_theta")
-"""Settings in which a run may differ from the model that it starts from."""
 
 MAX_LOGIT_DIFFERENCE = 2e-4
 """Of an export opened by mlx-lm: five times the worst honest difference seen."""
@@ -79,7 +77,7 @@ def _run(args: argparse.Namespace, config: RunConfig, workdir: pathlib.Path) -> 
     use_devices(config)
     mesh = sharding.make_mesh(config.mesh)
     check_run(config, workdir, mesh)
-    start = None if config.init_from is None else _initial_model(config)
+    start = read_initial_model(config)
     console = Console(quiet=not processes.is_first())
     with console.status("reading and tokenizing"):
         data = _prepare(config, workdir)
@@ -145,22 +143,6 @@ def _train(
         print(json.dumps(out))
     is_same = difference is None or difference <= MAX_LOGIT_DIFFERENCE
     return status.DONE if is_same else status.STOPPED
-
-
-def _initial_model(config: RunConfig) -> Callable[[], Transformer]:
-    """Reads and checks the folder now; the parameters go to the mesh when called."""
-    assert config.init_from is not None
-    found, params = import_folder(config.init_from)
-    theirs, ours = model_identity(found), model_identity(config.model)
-    for name in sorted({*theirs, *ours}):
-        is_extension = name.startswith(CONTEXT_EXTENSION)
-        if theirs.get(name) != ours.get(name) and not is_extension:
-            raise ConfigError(
-                f"init_from={config.init_from} has model.{name}={theirs.get(name)}; "
-                f"this run has {ours.get(name)}. Set config.model to what the folder "
-                "holds."
-            )
-    return lambda: place(abstract_transformer(config.model), params)
 
 
 def _summary(data: PreparedData) -> str:

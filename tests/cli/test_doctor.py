@@ -49,6 +49,7 @@ def test_a_healthy_machine_and_config_pass(examine):
         ("--config.model.eos_id=2", "tokenizer", "eos_id=2"),
         ("--config.data.class_weights.stop=0", "tokenizer", "stop token"),
         ("--config.data.sources.chat.path=nowhere", "source chat", "not a file"),
+        ("--config.init_from=nowhere", "init_from", "nowhere"),
         ("--config.data.sources.chat.kind=jsonll", "source chat", "must be one of"),
     ],
 )
