@@ -47,7 +47,7 @@ EXTRAS = {
     "gguf": ["gguf>=0.19"],
     "gpu": ["jax[cuda13]>=0.12,<0.13"],
     # Tasks of others for `ring evaluate --lm-eval`; 320 MB, no torch.
-    "lm_eval": ["lm-eval>=0.4.13"],
+    "lm-eval": ["lm-eval>=0.4.13"],
     # The independent implementations that an export is opened with, and its
     # conversations are rendered with.
     "parity": ["mlx-lm>=0.32.2", "mlx[cpu]>=0.32.2", "transformers>=5.20"],

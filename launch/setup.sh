@@ -82,7 +82,7 @@ union() {
 
 # The names that setup.py has, as a comma-separated list.
 known_extras() {
-  sed -n '/^EXTRAS/,/^}/s/^    "\([a-z_]*\)": \[.*/\1/p' "$repo/setup.py" | paste -sd, -
+  sed -n '/^EXTRAS/,/^}/s/^    "\([a-z-]*\)": \[.*/\1/p' "$repo/setup.py" | paste -sd, -
 }
 
 check_extras() {

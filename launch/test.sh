@@ -23,7 +23,7 @@ if [ "${1:-}" = --aot ]; then
 fi
 if [ "${1:-}" = --lm-eval ]; then
   shift
-  "$repo/launch/setup.sh" data,test,lm_eval
+  "$repo/launch/setup.sh" data,test,lm-eval
   cd -- "$repo"
   exec .venv/bin/python -m pytest -q -m lm_eval "$@" </dev/null
 fi

@@ -90,9 +90,9 @@ def _check_versions() -> Iterator[Check]:
         else:
             missing.setdefault(extra, [])
     for extra, names in missing.items():
-        # Metadata write "-" for the "_" of setup.py's name.
-        fix = f"launch/setup.sh {extra.replace('-', '_')}"
-        found = f"lacks {', '.join(names)}: {fix}" if names else "whole"
+        found = (
+            f"lacks {', '.join(names)}: launch/setup.sh {extra}" if names else "whole"
+        )
         yield Check(f"[{extra}]", found)
 
 

@@ -39,7 +39,7 @@ def by_lm_eval(
         the folder was begun with something else.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("--lm-eval needs lm-eval: pip install 'ring-jax[lm_eval]'.")
+        raise ConfigError("--lm-eval needs lm-eval: pip install 'ring-jax[lm-eval]'.")
     # Nothing is downloaded in passing; who wants that sets these to 0.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

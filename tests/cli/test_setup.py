@@ -178,8 +178,8 @@ def test_a_second_run_does_nothing(clone):
 
 def test_every_extra_of_setup_py_is_known(clone):
     clone.interpreter("bin/python3")
-    assert clone.run("data,test,lm_eval").returncode == 0
-    assert clone.calls()[1].endswith("--editable .[data,lm_eval,test]")
+    assert clone.run("data,test,lm-eval").returncode == 0
+    assert clone.calls()[1].endswith("--editable .[data,lm-eval,test]")
     assert "gpu" in clone.run("gpus").stderr
 
 
