@@ -110,7 +110,7 @@ def test_a_figure_that_is_no_mean_of_its_documents_has_no_interval():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lm-eval=any"], "pip install 'ring-jax[lm_eval]'"),
+        (["--lm-eval=any"], "pip install 'ring-jax[lm-eval]'"),
         (["--lm-eval=any", "--suites=aime24"], "--suites is nothing"),
         (["--lm-eval=any", "--server=http://x", "--model=m"], "--server is nothing"),
         (["--lm-eval="], "names no task"),
