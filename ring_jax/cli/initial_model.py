@@ -18,8 +18,8 @@ def check_initial_model(config: RunConfig) -> None:
     Raises:
       ConfigError: one line that names the file or the setting that is wrong.
     """
-    if config.init_from is not None:
-        _check_same(config, read_config(config.init_from))
+    assert config.init_from is not None
+    _check_same(config, read_config(config.init_from))
 
 
 def read_initial_model(config: RunConfig) -> Callable[[], Transformer] | None:
