@@ -96,17 +96,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _slices(devices: list[Any], num_slices: int) -> list[list[Any]]:
-    """Sorts devices by slice; those of one slice (or CPUs) are divided evenly."""
+    """Sorts devices by slice; what is no TPU has none, and is divided evenly."""
     by_slice: dict[int, list[Any]] = {}
     for device in devices:
         by_slice.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
-    if len(by_slice) == 1:
+    if devices[0].platform != "tpu" and len(by_slice) == 1:
         size = len(devices) // num_slices
         return [devices[i * size : (i + 1) * size] for i in range(num_slices)]
     if len(by_slice) != num_slices:
         raise ConfigError(
-            f"config.mesh: slice={num_slices}, but the devices are of {len(by_slice)} "
-            "slices. Set slice to that number."
+            f"config.mesh: slice={num_slices}, where the number of slices is "
+            f"{len(by_slice)}. Make them equal (`ring plan` takes --slices)."
         )
     return [by_slice[number] for number in sorted(by_slice)]
 

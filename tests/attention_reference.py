@@ -60,10 +60,15 @@ def expected(arrays, segments_BT):
 
 
 def found(attend, arrays, segments_BT):
-    """Returns the output and the three gradients."""
+    """Returns the output and the three gradients, of one compiled program."""
+
+    @jax.jit
+    def both_passes(inputs, grad_BTNH, segments_BT):
+        out_BTNH, pull_back = jax.vjp(lambda *x: attend(*x, segments_BT), *inputs)
+        return out_BTNH, *pull_back(grad_BTNH)
+
     *inputs, grad_BTNH = arrays
-    out_BTNH, pull_back = jax.vjp(lambda *x: attend(*x, segments_BT), *inputs)
-    return out_BTNH, *pull_back(grad_BTNH)
+    return both_passes(inputs, grad_BTNH, segments_BT)
 
 
 def assert_close(actual, wanted, dtype="float32"):

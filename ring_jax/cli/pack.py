@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("pack: no settings; give the run's --config=FILE.py.")
     config, folder = load_run_config(args), require_workdir(args)
     console = Console()
-    with console.status("packing"):
+    with console.waiting("packing"):
         manifest = pack(config, folder)
     console.print(_table(manifest["stages"]))
     console.print(

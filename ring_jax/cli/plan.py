@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.search:
         plan = _search(config, pod, cache, console)
     else:
-        with console.status(f"compiling the step for {pod.name}; this takes minutes"):
+        with console.waiting(f"compiling the step for {pod.name}; this takes minutes"):
             plan = plan_step(config, pod, cache=cache, fresh=args.fresh)
         if isinstance(plan, Overflow):
             raise _refusal(config, pod, plan, cache, console)
@@ -123,7 +123,7 @@ def _rates(args: argparse.Namespace) -> Rates:
 
 def _search(config: RunConfig, pod: Pod, cache: pathlib.Path, console: Console) -> Plan:
     """Returns the fastest of the plans that were compiled."""
-    with console.status(f"compiling the best candidates for {pod.name}"):
+    with console.waiting(f"compiling the best candidates for {pod.name}"):
         tried = list(compile_best(config, pod, cache=cache))
     print_tried(config, tried, console)
     plans = [one.outcome for one in tried if isinstance(one.outcome, Plan)]
@@ -152,7 +152,7 @@ def _refusal(
     """Says what does not fit, and the cheapest change that does, if there is one."""
     line = say_overflow(config, pod, overflow)
     console.print(line, soft_wrap=True)
-    with console.status("compiling changes that may fit; each takes minutes"):
+    with console.waiting("compiling changes that may fit; each takes minutes"):
         tried = list(compile_until_it_fits(config, pod, overflow, cache=cache))
     print_tried(config, tried, console)
     fit = tried[-1].outcome

@@ -27,6 +27,8 @@ from ring_jax.plan import (
 GIB = 2**30
 MIB = 2**20
 
+_WHOLE = ("HBM of a device", "time of a step (estimate)", "collectives", "shape")
+
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
@@ -268,8 +270,13 @@ def _table(*headers: str) -> rich.table.Table:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for header in headers:
         numeric = header in ("GiB", "ms", "a step", "MiB sent (exact)", "of it exposed")
-        justify = "right" if numeric else "left"
-        table.add_column(header, justify=justify, overflow="fold")
+        table.add_column(
+            header,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            # On a narrow terminal, explanations and paths are broken, names are not.
+            no_wrap=header in _WHOLE,
+        )
     return table
 
 

@@ -39,6 +39,9 @@ _FILE_MISTAKES = (
     ValueError,
 )
 
+_VERBS_OF_OTHERS = {"sources": "curate", "seeds": "synthesise"}
+"""Setting that files of one verb alone have -> that verb."""
+
 
 def load_run_config(args: argparse.Namespace) -> RunConfig:
     """Reads the run that a command line names, its overrides applied.
@@ -74,6 +77,12 @@ def load_any_config(args: argparse.Namespace) -> RunConfig | ModelConfig:
       ConfigError: one line, whatever is wrong with the file or an override.
     """
     tree = load_config_file(args.config).to_dict()
+    for setting, verb in _VERBS_OF_OTHERS.items():
+        if setting in tree:
+            raise ConfigError(
+                f"--config={args.config} holds {setting}, not a run; `ring {verb}` "
+                "takes it."
+            )
     schema = ModelConfig if "vocab_size" in tree else RunConfig
     return override(schema, tree, args.overrides)
 

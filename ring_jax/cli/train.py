@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace, config: RunConfig, workdir: pathlib.Path) -> 
     check_run(config, workdir, mesh)
     start = read_initial_model(config)
     console = Console(quiet=not processes.is_first())
-    with console.status("reading and tokenizing"):
+    with console.waiting("reading and tokenizing"):
         data = _prepare(config, workdir)
     alone = only_run_in(workdir) if processes.is_first() else contextlib.nullcontext()
     with alone:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ring_jax.config.data import check_ngrams, check_virtual
-from ring_jax.config.errors import ConfigError
+from ring_jax.config.errors import ConfigError, require_at_least
 from ring_jax.config.server import EmbeddingsConfig, check_is_named
 from ring_jax.config.verify import VerificationConfig
 
@@ -136,10 +136,7 @@ class SimilarityConfig:
     def __post_init__(self):
         if not 0.0 < self.threshold <= 1.0:
             raise ConfigError(f"threshold={self.threshold} must be in (0, 1].")
-        if self.max_items_alike < 0:
-            raise ConfigError(
-                f"max_items_alike={self.max_items_alike} must not be negative."
-            )
+        require_at_least(self, 0, "max_items_alike")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,11 +178,10 @@ class DuplicatesConfig:
     def __post_init__(self):
         if not 0.0 < self.threshold <= 1.0:
             raise ConfigError(f"threshold={self.threshold} must be in (0, 1].")
-        if self.ngram < 1 or self.num_hashes < 16 or self.num_hashes % 16:
-            raise ConfigError(
-                f"ngram={self.ngram} must be at least 1 and num_hashes="
-                f"{self.num_hashes} a multiple of 16."
-            )
+        require_at_least(self, 1, "ngram")
+        require_at_least(self, 16, "num_hashes")
+        if self.num_hashes % 16:
+            raise ConfigError(f"num_hashes={self.num_hashes} must be a multiple of 16.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,6 +193,9 @@ class DifficultyConfig:
     level, or the reply's length; `auto` takes the first of these that a row has."""
     longest_reply: int = 32_000
     """Characters of a reply whose length counts as difficulty 1."""
+
+    def __post_init__(self):
+        require_at_least(self, 1, "longest_reply")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,8 +223,7 @@ class ScaleConfig:
     this machine for as long as the command runs."""
 
     def __post_init__(self):
-        if self.num_workers < 1:
-            raise ConfigError(f"num_workers={self.num_workers} must be at least 1.")
+        require_at_least(self, 1, "num_workers")
         if self.address and not re.fullmatch(r"[^\s:/]+:\d{1,5}", self.address):
             raise ConfigError(
                 f"address={self.address!r} must be HOST:PORT of the cluster's head."
@@ -288,9 +286,8 @@ class CurateConfig:
             )
         if self.similarity.check == "drop":
             check_is_named(self.embeddings, wanted_by="similarity.check='drop'")
-        for name in ("shard_rows", "chunk_rows", "max_row_bytes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        require_at_least(self, 1, "shard_rows", "chunk_rows", "max_row_bytes")
+        require_at_least(self, 0, "num_examples")
         for name in [*self.sources, *self.evaluation_sets]:
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
                 raise ConfigError(

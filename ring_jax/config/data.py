@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ring_jax.config.errors import ConfigError
+from ring_jax.config.errors import ConfigError, require_at_least
 from ring_jax.config.tree import flatten_settings
 
 TOKEN_CLASSES = ("padding", "prompt", "think", "answer", "tool", "stop")
@@ -39,6 +39,9 @@ class TokenizerConfig:
     num_training_rows: int = 20000
     """Rows of the run's own sources that it is trained on."""
 
+    def __post_init__(self):
+        require_at_least(self, 1, "vocab_size", "num_training_rows")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
@@ -64,6 +67,7 @@ class SourceConfig:
     own. Without a level, problem and answer are in the generator's words."""
 
     def __post_init__(self):
+        require_at_least(self, 0, "num_rows", "num_heldout")
         check_virtual(self.first_row, self.parameters)
 
 
@@ -99,11 +103,9 @@ class LongRowsConfig:
     """Share of the tokens of a source that may be in rows left out; more is refused."""
 
     def __post_init__(self):
-        if self.carried_tokens < 1 or not 0 <= self.max_loss <= 1:
-            raise ConfigError(
-                f"carried_tokens={self.carried_tokens} must be at least 1, and "
-                f"max_loss={self.max_loss} from 0 to 1."
-            )
+        require_at_least(self, 1, "carried_tokens")
+        if not 0 <= self.max_loss <= 1:
+            raise ConfigError(f"max_loss={self.max_loss} must be from 0 to 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,9 +126,8 @@ class PackingConfig:
     and counted, or the run ends."""
 
     def __post_init__(self):
-        if self.window_rows < 8:
-            # A row that finds no room waits for a window that has some to spare.
-            raise ConfigError(f"window_rows={self.window_rows} must be at least 8.")
+        # A row that finds no room waits for a window that has some to spare.
+        require_at_least(self, 8, "window_rows")
         if self.fill is not None and not 0 < self.fill <= 1:
             raise ConfigError(f"fill={self.fill} must be above 0 and at most 1.")
 
@@ -214,8 +215,7 @@ class DataConfig:
             k: w for k, w in self.class_weights.items() if not 0 <= w < math.inf
         }:
             raise ConfigError(f"class_weights {bad} must be finite and at least 0.")
-        if self.num_workers < 0:
-            raise ConfigError(f"num_workers={self.num_workers} must be at least 0.")
+        require_at_least(self, 0, "num_workers")
         conversation_kinds(self.template_differences)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from ring_jax.config.errors import ConfigError
+from ring_jax.config.errors import ConfigError, require_at_least
 from ring_jax.config.teacher import TeacherConfig
 from ring_jax.config.verify import VerificationConfig
 
@@ -22,6 +22,10 @@ class EvaluateConfig:
     """Of a reply, reasoning included."""
     batch_size: int = 64
     """Prompts that are answered at a time."""
+
+    def __post_init__(self):
+        require_at_least(self, 0, "items_per_source")
+        require_at_least(self, 1, "max_prompt_tokens", "max_new_tokens", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +53,8 @@ class GenerateConfig:
     """Tokens of prompts whose keys and values are kept for others that begin alike."""
 
     def __post_init__(self):
-        for name in ("steps_per_dispatch", "prefill_chunk_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        require_at_least(self, 1, "steps_per_dispatch", "prefill_chunk_tokens")
+        require_at_least(self, 0, "prefix_cache_tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +66,8 @@ class SuiteConfig:
     package ships, or a published set of which you have the files."""
     path: str | None = None
     """Of `rows`: a JSONL file of the row schema, each row with a verifier. Of a
-    published set: its file, or the folder of its files."""
+    published set: its file, or the folder of its files; None: its place below
+    `suites.published_sets_dir`."""
     task: str = ""
     """Of `reasoning_gym`."""
     sources: str = ""
@@ -91,11 +95,9 @@ class SuiteConfig:
     def __post_init__(self):
         if "{question}" not in self.prompt:
             raise ConfigError("prompt has no {question}; put it where it goes.")
-        for name in ("num_samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.num_items is not None and self.num_items < 1:
-            raise ConfigError(f"num_items={self.num_items} must be at least 1.")
+        require_at_least(self, 1, "num_samples", "max_new_tokens")
+        if self.num_items is not None:
+            require_at_least(self, 1, "num_items")
         if not (self.temperature >= 0 and 0 < self.top_p <= 1):
             raise ConfigError(
                 f"temperature={self.temperature} must not be negative and "
@@ -122,8 +124,8 @@ class LmEvalConfig:
     capability: str = "lm-eval"
 
     def __post_init__(self):
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ConfigError(f"num_fewshot={self.num_fewshot} must not be negative.")
+        if self.num_fewshot is not None:
+            require_at_least(self, 0, "num_fewshot")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +138,8 @@ class SuitesConfig:
     rows of all sources."""
     own: Mapping[str, SuiteConfig] = dataclasses.field(default_factory=dict)
     """More suites, or others under known names."""
+    published_sets_dir: str = "evaluation_sets"
+    """Holds a file or a folder of each published set, under the set's name."""
     num_items: int | None = None
     """Instead of each suite's; None: as the suite says. So are the next three."""
     num_samples: int | None = None

@@ -6,7 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ring_jax.config.errors import ConfigError
+from ring_jax.config.errors import (
+    ConfigError,
+    require_above,
+    require_at_least,
+)
 from ring_jax.config.tree import flatten_settings
 
 
@@ -23,7 +27,9 @@ class YarnConfig:
     mscale_all_dim: float = 0.0
 
     def __post_init__(self):
-        if self.factor < 1.0:
+        require_at_least(self, 1, "original_max_positions")
+        require_above(self, 0, "beta_fast", "beta_slow")
+        if not self.factor >= 1.0:
             raise ConfigError(f"factor={self.factor} is below 1; YaRN only extends.")
 
 
@@ -50,6 +56,8 @@ class MoeConfig:
     v6e, float8 for tpu7x; others than TPUs emulate both."""
 
     def __post_init__(self):
+        require_at_least(self, 0, "num_shared_experts")
+        require_at_least(self, 1, "expert_dim")
         if not 1 <= self.num_experts_per_token <= self.num_experts:
             raise ConfigError(
                 f"num_experts_per_token={self.num_experts_per_token} must be from 1 to "
@@ -93,6 +101,9 @@ class ModelConfig:
     pad_id: int = 126081
 
     def __post_init__(self):
+        sizes = ("vocab_size", "model_dim", "num_layers", "max_positions")
+        require_at_least(self, 1, *sizes, "num_heads", "num_kv_heads", "head_dim")
+        require_above(self, 0, "norm_eps", "rope_theta", "init_std")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads={self.num_heads} is not a multiple of "

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 
 from ring_jax.config.data import DataConfig
-from ring_jax.config.errors import ConfigError
+from ring_jax.config.errors import ConfigError, require_at_least
 from ring_jax.config.evaluate import EvaluateConfig, GenerateConfig, SuitesConfig
 from ring_jax.config.model import ModelConfig
 from ring_jax.config.train import StageConfig, TrainConfig
@@ -59,6 +59,7 @@ class RunConfig:
     """A Hugging Face folder to start from; None starts from random weights."""
 
     def __post_init__(self):
+        require_at_least(self, 1, "num_devices")
         if not self.stages:
             raise ConfigError("stages is empty; a run needs at least one stage.")
         for name, stage in self.stages.items():

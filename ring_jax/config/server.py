@@ -3,7 +3,11 @@
 
 import dataclasses
 
-from ring_jax.config.errors import ConfigError
+from ring_jax.config.errors import (
+    ConfigError,
+    require_above,
+    require_at_least,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,16 +32,9 @@ class TeacherConfig:
     """Before the second try; doubles with each, up to two minutes."""
 
     def __post_init__(self):
-        if self.num_parallel < 1 or self.max_tries < 1 or self.timeout_seconds <= 0:
-            raise ConfigError(
-                f"num_parallel={self.num_parallel} and max_tries={self.max_tries} must "
-                f"be at least 1, timeout_seconds={self.timeout_seconds} above 0."
-            )
-        if self.requests_per_minute < 0 or self.first_wait_seconds < 0:
-            raise ConfigError(
-                f"requests_per_minute={self.requests_per_minute} and "
-                f"first_wait_seconds={self.first_wait_seconds} must not be negative."
-            )
+        require_at_least(self, 1, "num_parallel", "max_tries")
+        require_above(self, 0, "timeout_seconds")
+        require_at_least(self, 0, "requests_per_minute", "first_wait_seconds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +59,7 @@ class EmbeddingsConfig:
     def __post_init__(self):
         if "{text}" not in self.asked_as:
             raise ConfigError(f"asked_as={self.asked_as!r} must hold {{text}}.")
-        for name in ("max_characters", "texts_per_request"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        require_at_least(self, 1, "max_characters", "texts_per_request")
 
 
 def check_is_named(config: EmbeddingsConfig, *, wanted_by: str) -> None:

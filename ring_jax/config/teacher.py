@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from ring_jax.config.curate import RawSourceConfig
-from ring_jax.config.errors import ConfigError
+from ring_jax.config.errors import ConfigError, require_at_least
 from ring_jax.config.server import EmbeddingsConfig, TeacherConfig, check_is_named
 from ring_jax.config.verify import VerificationConfig
 
@@ -64,8 +64,7 @@ class TraceConfig:
             raise ConfigError(
                 f"min_agreement={self.min_agreement} must be from 0.5 to below 1."
             )
-        if self.batch_rows < 1:
-            raise ConfigError(f"batch_rows={self.batch_rows} must be at least 1.")
+        require_at_least(self, 1, "batch_rows")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,9 +178,7 @@ class SynthesisConfig:
     def __post_init__(self):
         if not self.seeds:
             raise ConfigError("seeds is empty; name a source of problems.")
-        for name in ("max_seeds", "problems_per_seed", "batch_problems"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        require_at_least(self, 1, "max_seeds", "problems_per_seed", "batch_problems")
         if self.solutions_per_problem < 3:
             raise ConfigError(
                 f"solutions_per_problem={self.solutions_per_problem} must be at least "

@@ -7,7 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from ring_jax.config.errors import ConfigError
+from ring_jax.config.errors import (
+    ConfigError,
+    require_above,
+    require_at_least,
+)
 
 ShareSchedule = Literal["step", "linear", "cosine"]
 """How a mixture's shares move to new ones."""
@@ -25,6 +29,12 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down."""
 
+    def __post_init__(self):
+        require_above(self, 0, "eps", "clip_norm")
+        require_at_least(self, 0, "weight_decay")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ConfigError(f"b1={self.b1} and b2={self.b2} must be in [0, 1).")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
@@ -38,6 +48,10 @@ class LossConfig:
     """On the squared log-partition of the router (arXiv:2202.08906, eq. 5)."""
     head_chunk_tokens: int = 1024
     """Tokens whose logits exist at once; [tokens, vocabulary] never exists whole."""
+
+    def __post_init__(self):
+        require_at_least(self, 0, "z_loss_coef", "balance_coef", "router_z_coef")
+        require_at_least(self, 1, "head_chunk_tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,8 +121,7 @@ class MixtureChangeConfig:
 
     def __post_init__(self):
         check_shares(self.mixture, name="mixture")
-        if self.step < 1:
-            raise ConfigError(f"step={self.step} must be at least 1.")
+        require_at_least(self, 1, "step")
         if (self.schedule == "step") != (self.over_steps == 0) or self.over_steps < 0:
             raise ConfigError(
                 f"schedule={self.schedule!r} with over_steps={self.over_steps}: a step "
@@ -138,8 +151,14 @@ class StageConfig:
     """Also trains prompt tokens of chat rows; text rows are always trained whole."""
 
     def __post_init__(self):
-        if self.num_steps < 1:
-            raise ConfigError(f"num_steps={self.num_steps} must be at least 1.")
+        require_at_least(self, 1, "num_steps")
+        require_above(self, 0, "learning_rate")
+        require_at_least(self, 0, "warmup_steps", "routing_warmup_steps")
+        if not 0 <= self.final_learning_rate_fraction <= 1:
+            raise ConfigError(
+                f"final_learning_rate_fraction={self.final_learning_rate_fraction} "
+                "must be from 0 to 1."
+            )
         check_shares(self.mixture, name="mixture")
         steps = [change.step for change in self.mixture_changes.values()]
         if steps != sorted(set(steps)):
@@ -178,6 +197,11 @@ class TrainConfig:
     """Per device, for MFU; None reads the chip table, and MFU is absent without one."""
 
     def __post_init__(self):
+        sizes = ("global_batch_size", "seq_len", "num_microbatches")
+        require_at_least(self, 1, *sizes, "log_every_steps")
+        require_at_least(self, 1, "checkpoint_every_steps", "keep_checkpoints")
+        if self.peak_flops_per_second is not None:
+            require_above(self, 0, "peak_flops_per_second")
         if self.global_batch_size % self.num_microbatches:
             raise ConfigError(
                 f"global_batch_size={self.global_batch_size} is not a multiple of "

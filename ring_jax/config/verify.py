@@ -4,7 +4,7 @@
 import dataclasses
 from typing import Literal
 
-from ring_jax.config.errors import ConfigError
+from ring_jax.config.errors import require_above, require_at_least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +21,5 @@ class VerificationConfig:
     """Address space of one worker."""
 
     def __post_init__(self):
-        if self.num_workers < 1 or self.timeout_seconds <= 0:
-            raise ConfigError(
-                f"num_workers={self.num_workers} must be at least 1 and "
-                f"timeout_seconds={self.timeout_seconds} above 0."
-            )
+        require_at_least(self, 1, "num_workers", "max_memory_bytes")
+        require_above(self, 0, "timeout_seconds")

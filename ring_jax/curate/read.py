@@ -219,10 +219,13 @@ def _parse(line: bytes, where: str, source: str) -> RawRecord | Rejection:
         return _turn_away(where, source, "invalid_utf8", detail, line)
     try:
         fields = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         # Only the last line of a file can lack its end.
         reason = "not_json" if line.endswith(b"\n") else "cut_off"
-        return _turn_away(where, source, reason, str(error), line)
+        detail = f"{error.msg} at character {error.pos + 1} of the line"
+        return _turn_away(where, source, reason, detail, line)
+    except (ValueError, RecursionError) as error:
+        return _turn_away(where, source, "not_json", str(error), line)
     if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_too_deep(fields):
         detail = f"lists and objects lie more than {MAX_DEPTH} deep"
         return _turn_away(where, source, "too_deep", detail, line)

@@ -59,7 +59,6 @@ def _published(kind: str, *, group: Group, capability: str) -> SuiteConfig:
     """A set of which the user has the files; its rows bring their own prompts."""
     return SuiteConfig(
         kind=kind,
-        path=f"evaluation_sets/{kind}",
         group=group,
         capability=capability,
         max_new_tokens=32_768 if group == "reasoning" else 8192,
@@ -128,7 +127,10 @@ def choose_suites(names: Sequence[str], config: SuitesConfig) -> dict[str, Suite
     Raises:
       ConfigError: there is no such suite, or a name names files.
     """
-    known = {**SUITES, **config.own}
+    known = {
+        name: _changed(suite, config)
+        for name, suite in {**SUITES, **config.own}.items()
+    }
     for name in config.own:
         if not name.replace("_", "").replace("-", "").isalnum():
             raise ConfigError(
@@ -137,7 +139,7 @@ def choose_suites(names: Sequence[str], config: SuitesConfig) -> dict[str, Suite
     chosen: dict[str, SuiteConfig] = {}
     for name in names:
         chosen |= _named(name, known)
-    return {name: _changed(suite, config) for name, suite in chosen.items()}
+    return chosen
 
 
 def _named(name: str, known: Mapping[str, SuiteConfig]) -> dict[str, SuiteConfig]:
@@ -168,6 +170,8 @@ def _is_there(suite: SuiteConfig) -> bool:
 def _changed(suite: SuiteConfig, config: SuitesConfig) -> SuiteConfig:
     names = ("num_items", "num_samples", "temperature", "max_new_tokens")
     given = {name: getattr(config, name) for name in names}
+    if suite.kind in FILE_SETS and suite.path is None:
+        given["path"] = str(pathlib.Path(config.published_sets_dir, suite.kind))
     return dataclasses.replace(
         suite, **{name: value for name, value in given.items() if value is not None}
     )

@@ -10,6 +10,7 @@ import pytest
 from ring_jax.cli.settings import load_run_config, load_run_folder_config
 from ring_jax.config import ConfigError, to_json
 
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CONFIG = """
 from ring_jax.config import (
     DataConfig, RunConfig, SourceConfig, StageConfig, to_config_dict,
@@ -118,6 +119,12 @@ def test_the_last_override_wins_and_the_argument_reaches_the_file(config_file):
             "config.model.moe.num_experts_per_token=65",
             ["num_experts_per_token=65", "num_experts=64"],
         ),
+        ("config.model.num_layers=0", ["model: num_layers=0 must be at least 1"]),
+        ("config.model.num_kv_heads=0", ["num_kv_heads=0 must be at least 1"]),
+        ("config.train.num_microbatches=0", ["num_microbatches=0", "at least 1"]),
+        ("config.train.log_every_steps=0", ["log_every_steps=0", "at least 1"]),
+        ("config.stages.base.learning_rate=nan", ["learning_rate=nan", "above 0"]),
+        ("config.evaluate.batch_size=0", ["batch_size=0 must be at least 1"]),
     ],
 )
 def test_a_wrong_override_is_one_line_that_helps(config_file, word, parts):
@@ -171,6 +178,14 @@ def test_a_models_file_is_no_run(tmp_path):
         "def get_config():\n    return to_config_dict(ModelConfig())\n"
     )
     assert "holds a model, not a run" in mistake(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"), [("demo", "curate"), ("synthesis", "synthesise")]
+)
+def test_a_file_of_another_verb_names_the_verb(name, verb):
+    file = CONFIGS / "data" / f"{name}.py"
+    assert f"`ring {verb}` takes it" in mistake(file)
 
 
 def test_without_any_settings_the_line_says_how_to_give_them():

@@ -146,17 +146,23 @@ def test_ifbench_counts_replies_that_a_loose_reading_accepts(tmp_path):
     assert 0 < summary["score"] < 1
 
 
-def test_a_published_set_is_a_suite_once_its_files_are_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["evaluation_sets", "elsewhere"])
+def test_a_published_set_is_a_suite_once_its_files_are_there(
+    name, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="download .* and put it there"):
-        read_items("gsm8k", SUITES["gsm8k"])
-    assert "gsm8k" not in choose_suites(["reasoning"], SuitesConfig())
+    is_default = name == SuitesConfig().published_sets_dir
+    sets = tmp_path / name
+    config = SuitesConfig(published_sets_dir=name if is_default else str(sets))
+    suite = choose_suites(["gsm8k"], config)["gsm8k"]
+    with pytest.raises(ConfigError, match=f"{name}/gsm8k .* and put it there"):
+        read_items("gsm8k", suite)
+    assert "gsm8k" not in choose_suites(["reasoning"], config)
     record = {"question": "3 + 4?", "answer": "It is 7.\n#### 7"}
-    folder = tmp_path / "evaluation_sets" / "gsm8k"
-    folder.mkdir(parents=True)
-    (folder / "test.jsonl").write_text(json.dumps(record))
-    assert "gsm8k" in choose_suites(["reasoning"], SuitesConfig())
-    (row,) = read_items("gsm8k", SUITES["gsm8k"])
+    (sets / "gsm8k").mkdir(parents=True)
+    (sets / "gsm8k" / "test.jsonl").write_text(json.dumps(record))
+    assert choose_suites(["reasoning"], config)["gsm8k"] == suite
+    (row,) = read_items("gsm8k", suite)
     assert row.answer == "7"
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens go to the rows of a window and come back: the TPU's way and the other one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,19 +27,29 @@ ROUTES = {
 def chip(request):
     """This machine, or a TPU that is interpreted, uninitialised memory as NaN."""
     if request.param == "cpu":
-        yield
+        yield request.param
         return
     with emulated(CHIPS[request.param], detect_races=False):
-        yield
+        yield request.param
+
+
+@functools.partial(jax.jit, static_argnames=("chip",))
+def both_sums(ids_MA, first, y_RD, x_MD, *, chip):
+    """Compiled once for all routes, on the chip in force; `chip` is its name.
+
+    Returns:
+      What is combined of y_RD, [M, D], and the gradient of what is dispatched of x_MD.
+    """
+    del chip
+    window = plan_routes(ids_MA, num_experts=X).window(first, SIZE)
+    _, pull_back = jax.vjp(lambda x_MD: dispatch(x_MD, window), x_MD)
+    return combine(y_RD, window), *pull_back(y_RD)
 
 
 @pytest.mark.parametrize("first", [0, 40, 256])
 @pytest.mark.parametrize("ids_MA", ROUTES.values(), ids=ROUTES)
 def test_both_sums_over_a_token_s_rows_are_the_definition(chip, ids_MA, first):
     ids_MA = np.minimum(ids_MA, X)
-    window = plan_routes(jnp.asarray(ids_MA, jnp.int32), num_experts=X).window(
-        jnp.asarray(first), SIZE
-    )
     rng = np.random.default_rng(0)
     pair_R = np.argsort(ids_MA.reshape(-1), kind="stable")[first : first + SIZE]
     pair_R = pair_R[ids_MA.reshape(-1)[pair_R] < X]
@@ -47,11 +59,11 @@ def test_both_sums_over_a_token_s_rows_are_the_definition(chip, ids_MA, first):
     wanted_MD = np.zeros((M, D), np.float32)
     np.add.at(wanted_MD, pair_R // A, y_RD[: pair_R.size])
     y_RD, x_MD = jnp.asarray(y_RD, jnp.bfloat16), jnp.zeros((M, D), jnp.bfloat16)
-    out_MD = combine(y_RD, window)
+    out_MD, grad_MD = both_sums(
+        jnp.asarray(ids_MA, jnp.int32), jnp.asarray(first), y_RD, x_MD, chip=chip
+    )
     assert out_MD.dtype == jnp.float32
     np.testing.assert_array_equal(out_MD, wanted_MD)
-    _, pull_back = jax.vjp(lambda x_MD: dispatch(x_MD, window), x_MD)
-    (grad_MD,) = pull_back(y_RD)
     assert grad_MD.dtype == jnp.bfloat16
     np.testing.assert_array_equal(grad_MD, jnp.asarray(wanted_MD, jnp.bfloat16))
 

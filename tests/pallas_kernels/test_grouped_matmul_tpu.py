@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The TPU's kernels: their tiles, and races between their copies."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,12 +33,23 @@ GROUP_SIZES = {
 }
 
 
+NUM_GROUPS = max(map(len, GROUP_SIZES.values()))
+
+
 @pytest.fixture(params=cases(CHIPS))
 def chip(request, monkeypatch):
-    """A chip whose tiles are small, interpreted with its races detected."""
+    """A chip whose tiles are small, interpreted with its races detected; its name."""
     monkeypatch.setattr(tiling, "PART_ROWS", SMALL_PART)
-    with emulated(CHIPS[request.param]) as found:
-        yield found
+    with emulated(CHIPS[request.param]):
+        yield request.param
+
+
+@functools.partial(jax.jit, static_argnames=("product", "tails", "chip"))
+def multiply(product, a, b, sizes_E, *, tails, chip):
+    """Compiled once for all sizes, on the chip in force; `chip` is its name."""
+    del chip
+    plan = plan_rows(sizes_E, num_rows=R, implementation="tpu", tails=tails)
+    return product(a, b, plan)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +61,12 @@ def chip(request, monkeypatch):
 )
 def test_several_tiles_a_group_match_the_reference(chip, case, tails):
     rng, group_sizes = np.random.default_rng(0), GROUP_SIZES[case]
-    sizes_E = jnp.array(group_sizes, jnp.int32)
+    sizes_E = jnp.zeros(NUM_GROUPS, jnp.int32)
+    sizes_E = sizes_E.at[: len(group_sizes)].set(jnp.array(group_sizes))
     x_RD, y_RF = (
         jnp.asarray(rng.standard_normal((R, width)), jnp.float32) for width in (D, F)
     )
-    w_EDF = jnp.asarray(rng.standard_normal((len(group_sizes), D, F)), jnp.float32)
+    w_EDF = jnp.asarray(rng.standard_normal((NUM_GROUPS, D, F)), jnp.float32)
     # Rows of nobody hold NaN, which must reach nothing.
     is_owned_R1 = jnp.arange(R)[:, None] < jnp.sum(sizes_E)
     for product, a, b in (
@@ -61,8 +75,7 @@ def test_several_tiles_a_group_match_the_reference(chip, case, tails):
         (grouped_outer, x_RD, jnp.where(is_owned_R1, y_RF, jnp.nan)),
     ):
         a = jnp.where(is_owned_R1, a, jnp.nan)
-        plan = plan_rows(sizes_E, num_rows=R, implementation="tpu", tails=tails)
-        found = product(a, b, plan)
+        found = multiply(product, a, b, sizes_E, tails=tails, chip=chip)
         expected = product(a, b, sizes_E, implementation="reference")
         # Sums of up to 320 products of standard normals in another order.
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

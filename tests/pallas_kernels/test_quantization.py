@@ -80,6 +80,22 @@ def make_plan(name, sizes, num_rows=R, **choices):
     )
 
 
+def multiplied(x_RD, w_EDF, plan):
+    """One compiled program, where `grouped_matmul` itself would be many."""
+    return jax.jit(functools.partial(grouped_matmul, groups=plan))(x_RD, w_EDF)
+
+
+def value_and_gradients(run, inputs, grad):
+    """The same of both passes."""
+
+    @jax.jit
+    def both_passes(inputs, grad):
+        value, pull_back = jax.vjp(run, *inputs)
+        return value, *pull_back(grad)
+
+    return both_passes(inputs, grad)
+
+
 def dequantized(array, dtype, dimension, key=None):
     """Returns what the quantised array stands for, in float64."""
     found = quantize(array, dtype, dimension=dimension, key=key)
@@ -283,7 +299,7 @@ def test_the_relative_error_of_normal_operands_is_as_derived(dtype, rounding):
 def test_rows_beside_bfloat16_keep_their_dtype_and_the_sums_all_digits(case):
     name, dtype = case
     x_RD, w_EDF = draw(R, D, dtype="bfloat16"), draw(4, D, F, seed=2)
-    out_RF = grouped_matmul(x_RD, w_EDF, make_plan(name, TAIL, dtype=dtype))
+    out_RF = multiplied(x_RD, w_EDF, make_plan(name, TAIL, dtype=dtype))
     assert out_RF.dtype == jnp.bfloat16
     rows, matrices = dequantized(x_RD, dtype, 1), dequantized(w_EDF, dtype, 1)
     expected = expected_product(rows, matrices, TAIL)
@@ -307,7 +323,7 @@ def test_a_shard_of_the_groups_leaves_the_rows_of_others_zero(case):
     )
     is_owned_R1 = (np.arange(R) >= 70) & (np.arange(R) < 129)
     x_RD = jnp.where(is_owned_R1[:, None], x_RD, jnp.nan)
-    out_RF = grouped_matmul(x_RD, w_EDF, plan)
+    out_RF = multiplied(x_RD, w_EDF, plan)
     rows = dequantized(x_RD[70:129], dtype, 1)
     expected = expected_product(rows, dequantized(w_EDF, dtype, 1), sizes[1:4])
     np.testing.assert_allclose(out_RF[70:129], expected, rtol=2e-6, atol=2e-5)
@@ -346,10 +362,14 @@ def test_gradients_of_a_product_are_straight_through(case):
     name, dtype = case
     x_RD, w_EDF, grad_RF = draw(R, D), draw(4, D, F, seed=1), draw(R, F, seed=2)
     plan = make_plan(name, TAIL, dtype=dtype)
-    _, pull_back = jax.vjp(lambda x, w: grouped_matmul(x, w, plan), x_RD, w_EDF)
     plain = plan_rows(jnp.array(TAIL), num_rows=R, implementation=name)
-    _, plain_back = jax.vjp(lambda x, w: grouped_matmul(x, w, plain), x_RD, w_EDF)
-    for found, want in zip(pull_back(grad_RF), plain_back(grad_RF), strict=True):
+    (_, *grads), (_, *plain_grads) = (
+        value_and_gradients(
+            functools.partial(grouped_matmul, groups=rows), (x_RD, w_EDF), grad_RF
+        )
+        for rows in (plan, plain)
+    )
+    for found, want in zip(grads, plain_grads, strict=True):
         # Tiles begin elsewhere, so that float32 sums have another order.
         np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
 
@@ -420,19 +440,18 @@ def test_the_experts_and_their_gradients_are_as_defined(case):
     inputs, grad_RD = layer_inputs(4)
     is_owned_R = jnp.arange(R) < sum(TAIL)
     plan = make_plan(name, TAIL, dtype=dtype)
-    found_RD, pull_back = jax.vjp(
-        lambda *a: expert_mlp(*a, groups=plan, save=save), *inputs
+    found = value_and_gradients(
+        functools.partial(expert_mlp, groups=plan, save=save),
+        inputs,
+        jnp.where(is_owned_R[:, None], grad_RD, jnp.nan),
     )
-    found = (found_RD, *pull_back(jnp.where(is_owned_R[:, None], grad_RD, jnp.nan)))
-    want_RD, want_back = jax.vjp(
-        functools.partial(
-            defined_mlp,
-            plan=make_plan("reference", TAIL, dtype=dtype),
-            plain=plan_rows(jnp.array(TAIL), num_rows=R, implementation="reference"),
-        ),
-        *inputs,
+    definition = functools.partial(
+        defined_mlp,
+        plan=make_plan("reference", TAIL, dtype=dtype),
+        plain=plan_rows(jnp.array(TAIL), num_rows=R, implementation="reference"),
     )
-    for got, want in zip(found, (want_RD, *want_back(grad_RD)), strict=True):
+    wanted = value_and_gradients(definition, inputs, grad_RD)
+    for got, want in zip(found, wanted, strict=True):
         # The hidden rows agree to float32; where one lies between two neighbours, it
         # may be rounded to either, which is a step of one number in a row.
         assert relative(got, want) < 1e-3

@@ -16,17 +16,18 @@ from pallas_kernels import hardware, segment_sum
 from pallas_kernels.segment_sum import IMPLEMENTATIONS, tpu
 from tests.emulated_tpu import CHIPS, cases, emulated
 
-R, D = 400, 128
-# Rows of each segment.
+R, D, M = 400, 128, 380
+# Rows of each segment. M segments, no multiple of a tile, where they do: one
+# compilation.
 COUNTS = {
-    "a_few_each": np.arange(300) % 3,
-    "all_in_one": np.eye(1, 200, 150, dtype=int)[0] * 390,
-    "many_a_tile": np.full(130, 3),
-    "first_tiles_empty": np.repeat([0, 2], [260, 60]),
-    "last_tiles_empty": np.repeat([2, 0], [60, 260]),
-    "all_rows": np.repeat([1, 2, 0], [200, 100, 84]),
+    "a_few_each": np.arange(M) % 3,
+    "all_in_one": np.eye(1, M, 150, dtype=int)[0] * 390,
+    "many_a_tile": np.repeat([3, 0], [130, M - 130]),
+    "first_tiles_empty": np.repeat([0, 2], [M - 60, 60]),
+    "last_tiles_empty": np.repeat([2, 0], [60, M - 60]),
+    "all_rows": np.repeat([1, 2, 0], [200, 100, M - 300]),
     "one_segment": np.array([7]),
-    "no_rows_owned": np.zeros(140, int),
+    "no_rows_owned": np.zeros(M, int),
 }
 
 
@@ -38,6 +39,13 @@ def implementation(request):
         return
     with emulated(CHIPS[request.param]):
         yield "tpu"
+
+
+@functools.partial(jax.jit, static_argnames=("implementation", "name"))
+def compiled_sum(rows_RD, ends_M, *, implementation, name):
+    """Compiled once for as many segments and each `name` of an implementation."""
+    del name
+    return segment_sum.segment_sum(rows_RD, ends_M, implementation=implementation)
 
 
 def rows_of(counts_M, dtype):
@@ -56,9 +64,13 @@ def definition(rows_RD, ends_M):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("counts_M", COUNTS.values(), ids=COUNTS)
-def test_sums_are_those_of_each_segment_s_rows(implementation, counts_M, dtype):
+def test_sums_are_those_of_each_segment_s_rows(
+    implementation, counts_M, dtype, request
+):
     rows_RD, ends_M = rows_of(counts_M, dtype)
-    found_MD = segment_sum.segment_sum(rows_RD, ends_M, implementation=implementation)
+    name = request.node.callspec.params["implementation"]
+    run = functools.partial(compiled_sum, implementation=implementation, name=name)
+    found_MD = run(rows_RD, ends_M)
     assert found_MD.dtype == jnp.float32
     # Exact: sums of whole numbers below 2^24.
     np.testing.assert_array_equal(found_MD, definition(rows_RD, ends_M))

@@ -3,8 +3,9 @@
 
 import pytest
 
-from ring_jax.config import ConfigError
+from ring_jax.config import ConfigError, MeshConfig
 from ring_jax.plan.topology import Pod, find_pod, pod_devices, position
+from ring_jax.sharding import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,14 @@ def test_libtpu_has_the_devices_that_a_pod_counts(name):
 def test_devices_of_several_slices_know_theirs():
     devices = pod_devices(find_pod("v5e:2x2", num_slices=2))
     assert sorted(position(device).slice for device in devices) == [0] * 4 + [1] * 4
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize(("num_slices", "size"), [(1, 2), (2, 1)])
+def test_the_axis_of_slices_has_their_number(num_slices, size):
+    devices = pod_devices(find_pod("v5e:2x2", num_slices=num_slices))
+    with pytest.raises(ConfigError, match=f"slice={size}.*slices is {num_slices}"):
+        make_mesh(MeshConfig(slice=size), devices)
 
 
 @pytest.mark.aot
