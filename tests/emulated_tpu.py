@@ -2,7 +2,7 @@
 """A TPU that is not there: its kernels run in Pallas's interpreter."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,14 +13,17 @@ from pallas_kernels import hardware
 CHIPS = {"one_core": "TPU v6 lite", "two_cores": "TPU v5p"}
 
 
-def cases(values: Iterable[Any]) -> list[Any]:
-    """Returns parameters of tests; those that name one core are marked slow.
+def cases(values: Iterable[Any], *, slow: Sequence[str] = ("one_core",)) -> list[Any]:
+    """Returns parameters of tests; those that name what is `slow` are marked so.
 
     A kernel on one core does what each of two does: the default run emulates the two.
     """
     return [
         pytest.param(
-            value, marks=[pytest.mark.slow] if "one_core" in str(value) else []
+            value,
+            marks=[pytest.mark.slow]
+            if any(name in str(value) for name in slow)
+            else [],
         )
         for value in values
     ]

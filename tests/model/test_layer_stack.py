@@ -67,7 +67,7 @@ def test_gathered_weights_of_one_layer_alone_wait_for_the_backward_pass(run, rem
         pytest.param({"fsdp": 8}, 6, marks=pytest.mark.slow),
         # Fewer layers than a weight is on its way.
         ({"fsdp": 2, "expert": 2, "tensor": 2}, 2),
-        ({"data": 2, "fsdp": 4}, 1),
+        pytest.param({"data": 2, "fsdp": 4}, 1, marks=pytest.mark.slow),
     ],
     ids=str,
 )

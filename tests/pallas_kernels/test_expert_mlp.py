@@ -128,8 +128,11 @@ def test_bfloat16_rounds_the_result_once_and_keeps_the_weights_dtypes(implementa
         rounded,
         grad_half_RD.astype(jnp.float32),
     )
-    run = functools.partial(expert_mlp, implementation=implementation)
-    found = value_and_gradients(of_groups(run, sizes_E), mixed, grad_half_RD)
+    run = of_groups(
+        functools.partial(expert_mlp, implementation=implementation), sizes_E
+    )
+    passes = jax.jit(functools.partial(value_and_gradients, run))
+    found = passes(mixed, grad_half_RD)
     dtypes = [array.dtype for array in found]
     assert dtypes == [jnp.bfloat16, jnp.bfloat16, *[jnp.float32] * 3]
     assert_close(found, expected, "bfloat16")
@@ -184,9 +187,8 @@ def test_widths_in_several_tiles_match_the_definition(monkeypatch):
         of_groups(reference.expert_mlp, sizes_E), inputs, grad_RD
     )
     with emulated("TPU v6 lite"):
-        found = value_and_gradients(
-            of_groups(expert_mlp, sizes_E, implementation="tpu"), inputs, grad_RD
-        )
+        run = of_groups(expert_mlp, sizes_E, implementation="tpu")
+        found = jax.jit(functools.partial(value_and_gradients, run))(inputs, grad_RD)
     assert_close(found, expected)
 
 

@@ -88,7 +88,8 @@ def test_each_owned_row_lies_in_one_tile_of_its_group(
 ):
     monkeypatch.setattr(tiling, "PART_ROWS", SMALL_PART)
     with hardware.pretend({1: "TPU v6 lite", 2: "TPU v5p"}[num_cores]) as found:
-        plan = plan_rows(jnp.array(group_sizes), num_rows=R, implementation="tpu").tiles
+        run = functools.partial(plan_rows, num_rows=R, implementation="tpu")
+        plan = jax.jit(run)(jnp.array(group_sizes)).tiles
         tile_rows = tiling.tile_rows(found)
     plan = jax.tree.map(np.asarray, plan)
     owner_R = np.full(R, -1)

@@ -50,7 +50,7 @@ RUNS = {
 CASES = [(run, dtype) for run, (_, _, dtypes) in RUNS.items() for dtype in dtypes]
 
 
-@pytest.fixture(params=cases(CASES), ids="-".join)
+@pytest.fixture(params=cases(CASES, slow=("one_core", "tpu_float8")), ids="-".join)
 def case(request, monkeypatch):
     """Each implementation with each type that it has; small tiles, races detected."""
     run, dtype = request.param
@@ -229,6 +229,7 @@ def multiply(product, rows, w_EDF, sizes_E, *, run, dtype):
     return product(rows, w_EDF, plan)
 
 
+@pytest.mark.parametrize("case", cases(CASES), ids="-".join, indirect=True)
 @pytest.mark.parametrize("sizes", GROUP_SIZES.values(), ids=GROUP_SIZES)
 def test_products_are_those_of_the_quantised_operands(case, case_name, sizes):
     _, dtype = case

@@ -153,8 +153,8 @@ LAYOUTS = {
 }
 """Meshes of eight devices, named by what each has that those before have not."""
 
-PARTS_OF_OTHERS = ("data", "expert")
-"""Their axes are also split in the layouts fsdp and context, which are always tried."""
+PARTS_OF_OTHERS = ("data", "expert", "context")
+"""Their axes are also split in the layouts that are always tried."""
 
 
 @pytest.fixture(scope="module")
