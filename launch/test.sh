@@ -34,7 +34,7 @@ if [ "${1:-}" = --slow ]; then
 fi
 "$repo/launch/setup.sh"
 cd -- "$repo"
-# Large memory pages: the compiler allocates all the time; a tenth of a file's seconds.
+# Large memory pages: the compiler allocates all the time.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 # Two workers: compiling takes most of the time, and uses one core at a time. Files keep
 # the order of tests/conftest.py: those with few tests are not the short ones.

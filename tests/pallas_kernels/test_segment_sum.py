@@ -17,15 +17,15 @@ from pallas_kernels.segment_sum import IMPLEMENTATIONS, tpu
 from tests.emulated_tpu import CHIPS, cases, emulated
 
 R, D, M = 400, 128, 380
-# Rows of each segment. M segments, no multiple of a tile, where they do: one
-# compilation.
+# Rows of each segment. M segments where they do: one compilation. Others are one, a few
+# more than a tile has, and whole tiles.
 COUNTS = {
     "a_few_each": np.arange(M) % 3,
     "all_in_one": np.eye(1, M, 150, dtype=int)[0] * 390,
-    "many_a_tile": np.repeat([3, 0], [130, M - 130]),
+    "many_a_tile": np.full(130, 3),
     "first_tiles_empty": np.repeat([0, 2], [M - 60, 60]),
     "last_tiles_empty": np.repeat([2, 0], [60, M - 60]),
-    "all_rows": np.repeat([1, 2, 0], [200, 100, M - 300]),
+    "all_rows": np.repeat([1, 2, 0], [200, 100, 84]),
     "one_segment": np.array([7]),
     "no_rows_owned": np.zeros(M, int),
 }

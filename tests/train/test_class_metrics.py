@@ -5,6 +5,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from ring_jax import sharding
 from ring_jax.config import TOKEN_CLASSES, MeshConfig
@@ -50,12 +51,19 @@ def target_losses(model, batch, mesh):
     return losses[is_target], batch.classes_BT[:, 1:][is_target]
 
 
-def test_each_class_has_its_own_loss_and_count_whatever_it_weighs(tiny_run, make_batch):
-    absent, mesh = "tool", sharding.make_mesh(MeshConfig(), jax.devices()[:4])
+@pytest.mark.parametrize(("devices", "absent"), [(1, "tool"), (4, None)])
+def test_each_class_has_its_own_loss_and_count_whatever_it_weighs(
+    tiny_run, make_batch, devices, absent
+):
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
     batch = make_batch(3)
-    is_absent_BT = batch.classes_BT == TOKEN_CLASSES.index(absent)
-    classes_BT = np.where(is_absent_BT, TOKEN_CLASSES.index("answer"), batch.classes_BT)
-    batch = weighted(dataclasses.replace(batch, classes_BT=classes_BT), WEIGHTS)
+    if absent is not None:
+        is_absent_BT = batch.classes_BT == TOKEN_CLASSES.index(absent)
+        classes_BT = np.where(
+            is_absent_BT, TOKEN_CLASSES.index("answer"), batch.classes_BT
+        )
+        batch = dataclasses.replace(batch, classes_BT=classes_BT)
+    batch = weighted(batch, WEIGHTS)
     with jax.set_mesh(mesh):
         named, model = first_step(tiny_run, batch, mesh)
         losses, classes = target_losses(model, batch, mesh)
