@@ -41,12 +41,16 @@ free_port() {
 pids=()       # of the processes
 printers=()   # of what puts [I] before their lines
 first_failure=''
+is_interrupted=''
 
 start() {
   local index=$1
   shift
-  # The printer outlives Ctrl-C, which the terminal sends to all, to print the last words.
-  exec {pipe}> >(trap '' HUP INT TERM; exec sed -u "s/^/[$index] /")
+  # The printer outlives Ctrl-C, which the terminal sends to all, to print the last words:
+  # it is born with the signals ignored, for one may come before its first command.
+  trap '' HUP INT TERM
+  exec {pipe}> >(exec sed -u "s/^/[$index] /")
+  trap 'is_interrupted=1' HUP INT TERM
   printers+=($!)
   RING_PROCESS_ID=$index "$@" >&"$pipe" 2>&1 {pipe}>&- </dev/null &
   pids+=($!)
@@ -136,10 +140,12 @@ main() {
   # Each process in a group of its own: a terminal's Ctrl-C would reach them beside the
   # signal that is passed on, and a second one ends a run without a checkpoint.
   set -m
-  trap terminate_all HUP INT TERM
   for ((word = 0; word < num_processes; word++)); do
     start "$word" "$python" -m ring_jax.cli.main train ${args[@]+"${args[@]}"}
   done
+  trap terminate_all HUP INT TERM
+  # A signal while they were started is passed on to all of them, now.
+  [ -z "$is_interrupted" ] || terminate_all
   wait_for_all
   wait "${printers[@]}" || true
   return "${first_failure:-0}"
