@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import http.server
 import json
 import threading
@@ -61,7 +62,9 @@ def serving(reply: Reply) -> Iterator[Loopback]:
 
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     web.daemon_threads = True
-    threading.Thread(target=web.serve_forever, daemon=True).start()
+    # How long the shutdown waits for it: half a second unless told.
+    serve = functools.partial(web.serve_forever, poll_interval=0.01)
+    threading.Thread(target=serve, daemon=True).start()
     state.url = f"http://127.0.0.1:{web.server_address[1]}/v1"
     try:
         with pytest.MonkeyPatch.context() as patch:

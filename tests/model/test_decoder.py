@@ -172,11 +172,10 @@ def test_a_bfloat16_decoder_agrees_with_the_model_in_bfloat16(mesh, tiny):
 @pytest.mark.parametrize(
     "layout",
     [
-        MeshConfig(data=1, fsdp=4),
-        MeshConfig(data=1, expert=4),
-        MeshConfig(data=1, fsdp=2, tensor=2),
+        pytest.param(MeshConfig(data=1, expert=2, tensor=2), id="mixed"),
+        pytest.param(MeshConfig(data=1, fsdp=4), id="fsdp", marks=pytest.mark.slow),
+        pytest.param(MeshConfig(data=1, expert=4), id="expert", marks=pytest.mark.slow),
     ],
-    ids=["fsdp", "expert", "tensor"],
 )
 def test_every_layout_decodes_the_same(tiny, layout):
     ids_BT = np.random.default_rng(2).integers(0, 60, (4, 6)).astype(np.int32)

@@ -18,13 +18,13 @@ from tests.emulated_tpu import cases, emulated
 
 SMALL_PART = 64
 R, D, F = 200, 8, 16
-# Both ways to save, with sizes that try the tiles' edges. Five groups where they do:
-# one compilation a way.
+# Both ways to save, with sizes that try the tiles' edges; as many groups in all, so
+# that there is one compilation a way.
 CASES = {
-    "tile_edges": ("gate_up", (63, 64, 65, 0, 1)),
-    "all_to_one": ("nothing", (0, 200, 0, 0, 0)),
-    "unrouted_tail": ("gate_up", (5, 90, 0, 38, 0)),
-    "nothing_routed": ("nothing", (0,) * 5),
+    "tile_edges": ("gate_up", (63, 64, 65, 0, 1, *(0,) * 59)),
+    "all_to_one": ("nothing", (0, 200, *(0,) * 62)),
+    "unrouted_tail": ("gate_up", (5, 90, 0, 38, *(0,) * 60)),
+    "nothing_routed": ("nothing", (0,) * 64),
     # Zipf's law over 64 experts: most have a row or two, in blocks that they share.
     "zipf": ("gate_up", tuple(int(40 / rank) for rank in range(1, 65))),
 }
@@ -70,6 +70,13 @@ def of_groups(function, groups, **options):
     return lambda *inputs: function(*inputs, groups, **options)
 
 
+@functools.partial(jax.jit, static_argnames="group_offset")
+def defined(inputs, grad_RD, sizes_E, *, group_offset=0):
+    """Value and gradients by the definition."""
+    run = of_groups(reference.expert_mlp, sizes_E, group_offset=group_offset)
+    return value_and_gradients(run, inputs, grad_RD)
+
+
 def value_and_gradients(function, inputs, grad_RD):
     y_RD, pull_back = jax.vjp(function, *inputs)
     return y_RD, *pull_back(grad_RD)
@@ -102,9 +109,7 @@ def test_value_and_gradients_match_the_definition(
     run = request.node.callspec.params["implementation"]
     inputs, grad_RD = operands(len(group_sizes))
     sizes_E = jnp.array(group_sizes, jnp.int32)
-    expected = value_and_gradients(
-        of_groups(reference.expert_mlp, sizes_E), inputs, grad_RD
-    )
+    expected = defined(inputs, grad_RD, sizes_E)
     # Rows of nobody hold NaN, which must reach nothing.
     is_owned_R = jnp.arange(R) < sum(group_sizes)
     x_RD, gate_up_ED2F, down_EFD, weights_R = inputs
@@ -123,11 +128,7 @@ def test_bfloat16_rounds_the_result_once_and_keeps_the_weights_dtypes(implementa
     # Float32 master weights beside bfloat16 rows.
     mixed = (half[0], *inputs[1:])
     rounded = [array.astype(jnp.float32) for array in (*half[:3], inputs[3])]
-    expected = value_and_gradients(
-        of_groups(reference.expert_mlp, sizes_E),
-        rounded,
-        grad_half_RD.astype(jnp.float32),
-    )
+    expected = defined(rounded, grad_half_RD.astype(jnp.float32), sizes_E)
     run = of_groups(
         functools.partial(expert_mlp, implementation=implementation), sizes_E
     )
@@ -161,11 +162,7 @@ def test_a_shard_of_the_experts_leaves_the_rows_of_others_zero(
     sizes_E = jnp.array(group_sizes, jnp.int32)
     inputs, grad_RD = operands(2)
     begin, end = sum(group_sizes[:offset]), sum(group_sizes[: offset + 2])
-    expected = value_and_gradients(
-        of_groups(reference.expert_mlp, sizes_E, group_offset=offset),
-        inputs,
-        grad_RD,
-    )
+    expected = defined(inputs, grad_RD, sizes_E, group_offset=offset)
     is_owned_R1 = ((np.arange(R) >= begin) & (np.arange(R) < end))[:, None]
     x_RD, *rest = inputs
     x_RD, grad_RD = (jnp.where(is_owned_R1, a, jnp.nan) for a in (x_RD, grad_RD))
@@ -183,9 +180,7 @@ def test_widths_in_several_tiles_match_the_definition(monkeypatch):
     monkeypatch.setattr(tiling, "PART_ROWS", 32)
     inputs, grad_RD = operands(4, width=width, hidden=hidden)
     sizes_E = jnp.array(group_sizes, jnp.int32)
-    expected = value_and_gradients(
-        of_groups(reference.expert_mlp, sizes_E), inputs, grad_RD
-    )
+    expected = defined(inputs, grad_RD, sizes_E)
     with emulated("TPU v6 lite"):
         run = of_groups(expert_mlp, sizes_E, implementation="tpu")
         found = jax.jit(functools.partial(value_and_gradients, run))(inputs, grad_RD)

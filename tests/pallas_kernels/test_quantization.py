@@ -24,7 +24,8 @@ from pallas_kernels.grouped_matmul import (
     tiling,
     tpu,
 )
-from pallas_kernels.grouped_matmul.quantization import EIGHT_BIT_TYPES, quantize
+from pallas_kernels.grouped_matmul import quantization as eight_bits
+from pallas_kernels.grouped_matmul.quantization import EIGHT_BIT_TYPES
 from tests.emulated_tpu import cases, emulated
 
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
@@ -47,6 +48,8 @@ RUNS = {
     "tpu_two_cores": ("tpu", "TPU v5p", ("int8",)),
     "tpu_float8": ("tpu", "TPU7x", ("float8_e4m3fn",)),
 }
+# Programs instead of single operations, which take longer to compile than to run.
+quantize = jax.jit(eight_bits.quantize, static_argnames=("dtype", "dimension"))
 CASES = [(run, dtype) for run, (_, _, dtypes) in RUNS.items() for dtype in dtypes]
 
 
@@ -72,17 +75,23 @@ def draw(*shape, seed=0, dtype="float32"):
 
 
 def make_plan(name, sizes, num_rows=R, **choices):
-    return plan_rows(
-        jnp.array(sizes, jnp.int32),
+    plan = functools.partial(
+        plan_rows,
         num_rows=num_rows,
         implementation=name,
         quantization=Quantization(**choices),
     )
+    return jax.jit(plan)(jnp.array(sizes, jnp.int32))
 
 
 def multiplied(x_RD, w_EDF, plan):
     """One compiled program, where `grouped_matmul` itself would be many."""
     return jax.jit(functools.partial(grouped_matmul, groups=plan))(x_RD, w_EDF)
+
+
+def experts(inputs, groups, **choices):
+    """The same of the experts."""
+    return jax.jit(functools.partial(expert_mlp, groups=groups, **choices))(*inputs)
 
 
 def value_and_gradients(run, inputs, grad):
@@ -100,7 +109,7 @@ def dequantized(array, dtype, dimension, key=None):
     """Returns what the quantised array stands for, in float64."""
     found = quantize(array, dtype, dimension=dimension, key=key)
     scales = np.expand_dims(np.asarray(found.scales, np.float64), dimension)
-    return np.asarray(found.values.astype(jnp.float32), np.float64) * scales
+    return np.asarray(found.values).astype(np.float64) * scales
 
 
 def spacing_bound(array, dtype, dimension):
@@ -203,9 +212,9 @@ def test_lines_of_zeros_tiny_numbers_and_nan(dtype):
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
 def test_one_huge_number_costs_its_own_row_alone(dtype):
     x_RD, w_EDF = draw(64, D), draw(1, D, F, seed=1)
-    run = functools.partial(grouped_matmul, w_EDF=w_EDF)
     plan = make_plan("xla", (64,), num_rows=64, dtype=dtype)
-    plain, hit = run(x_RD, groups=plan), run(x_RD.at[9, 2].set(1e4), groups=plan)
+    run = jax.jit(functools.partial(grouped_matmul, w_EDF=w_EDF, groups=plan))
+    plain, hit = run(x_RD), run(x_RD.at[9, 2].set(1e4))
     is_other_R = np.arange(64) != 9
     np.testing.assert_array_equal(plain[is_other_R], hit[is_other_R])
     # 1e4 / 127 is a step of int8, and 0.04 one of float8 near 0.
@@ -263,7 +272,7 @@ def test_a_product_errs_by_no_more_than_its_bound(dtype, rounding):
     key = jax.random.key(3) if rounding == "stochastic" else None
     x_RD, w_EDF = draw(R, D), draw(4, D, F, seed=2)
     plan = make_plan("xla", TAIL, dtype=dtype, rounding=rounding, key=key)
-    out_RF = grouped_matmul(x_RD, w_EDF, plan)
+    out_RF = multiplied(x_RD, w_EDF, plan)
     share = 0.5 if key is None else 1.0
     error_RD = share * spacing_bound(x_RD, dtype, 1)
     error_EDF = share * spacing_bound(w_EDF, dtype, 1)
@@ -289,7 +298,7 @@ def test_the_relative_error_of_normal_operands_is_as_derived(dtype, rounding):
     x_RD, w_EDF = draw(128, 512), draw(2, 512, 128, seed=1)
     sizes = (50, 78)
     plan = make_plan("xla", sizes, 128, dtype=dtype, rounding=rounding, key=key)
-    found = np.asarray(grouped_matmul(x_RD, w_EDF, plan), np.float64)
+    found = np.asarray(multiplied(x_RD, w_EDF, plan), np.float64)
     x, w = (np.asarray(array, np.float64) for array in (x_RD, w_EDF))
     exact = expected_product(x, w, sizes)
     expected = RELATIVE_ERROR[dtype] * (1 if key is None else 2**0.5)
@@ -350,9 +359,9 @@ def test_several_tiles_of_columns_take_their_own_scales(monkeypatch):
     monkeypatch.setitem(hardware.TPUS, "TPU v6 lite", small)
     monkeypatch.setattr(tiling, "PART_ROWS", 32)
     inputs, _ = layer_inputs(4, width=width, hidden=hidden)
-    want = expert_mlp(*inputs, groups=make_plan("reference", sizes))
+    want = experts(inputs, make_plan("reference", sizes))
     with emulated("TPU v6 lite"):
-        found = expert_mlp(*inputs, groups=make_plan("tpu", sizes))
+        found = experts(inputs, make_plan("tpu", sizes))
     assert relative(found, want) < 1e-3
 
 
@@ -378,8 +387,8 @@ def test_gradients_of_a_product_are_straight_through(case):
 def test_the_gradient_of_rows_may_be_quantised_and_that_of_weights_is_not():
     x_RD, w_EDF, grad_RF = draw(R, D), draw(4, D, F, seed=1), draw(R, F, seed=2)
     plan = make_plan("xla", TAIL, dtype="float8_e4m3fn", gradient_dtype="float8_e5m2")
-    _, pull_back = jax.vjp(lambda x, w: grouped_matmul(x, w, plan), x_RD, w_EDF)
-    grad_x_RD, grad_w_EDF = pull_back(grad_RF)
+    run = functools.partial(grouped_matmul, groups=plan)
+    _, grad_x_RD, grad_w_EDF = value_and_gradients(run, (x_RD, w_EDF), grad_RF)
     np.testing.assert_array_equal(
         grad_x_RD, grouped_matmul_transposed(grad_RF, w_EDF, plan)
     )
@@ -389,8 +398,9 @@ def test_the_gradient_of_rows_may_be_quantised_and_that_of_weights_is_not():
     np.testing.assert_allclose(grad_x_RD, expected, rtol=2e-6, atol=2e-5)
     np.testing.assert_array_equal(grad_w_EDF, grouped_outer(x_RD, grad_RF, plan))
     # The transposed product's own gradient is a forward product, quantised as such.
-    _, pull_back = jax.vjp(lambda y: grouped_matmul_transposed(y, w_EDF, plan), grad_RF)
-    np.testing.assert_array_equal(pull_back(x_RD)[0], grouped_matmul(x_RD, w_EDF, plan))
+    run = functools.partial(grouped_matmul_transposed, w_EDF=w_EDF, groups=plan)
+    _, grad_y_RF = value_and_gradients(run, (grad_RF,), x_RD)
+    np.testing.assert_array_equal(grad_y_RF, multiplied(x_RD, w_EDF, plan))
 
 
 # The experts.
@@ -463,8 +473,8 @@ def test_the_experts_are_as_near_as_their_two_products(dtype):
     # Each product errs as derived above, at widths of 24 and 40: narrower rows have a
     # smaller largest number. SwiGLU multiplies two of the first's results.
     inputs, _ = layer_inputs(4)
-    found = expert_mlp(*inputs, groups=make_plan("xla", TAIL, dtype=dtype))
-    exact = expert_mlp(*inputs, groups=jnp.array(TAIL), implementation="reference")
+    found = experts(inputs, make_plan("xla", TAIL, dtype=dtype))
+    exact = experts(inputs, jnp.array(TAIL), implementation="reference")
     assert 0 < relative(found, exact) < (1 + 2**0.5) * RELATIVE_ERROR[dtype]
 
 
@@ -508,8 +518,10 @@ def test_quantised_experts_run_under_shard_map_and_remat():
         grads = step(jax.random.key(0), *arguments)
     # Eight devices with the same rows: each gradient of a weight is eight times one's.
     plan = make_plan("xla", TAIL, rounding="stochastic", key=jax.random.key(0))
-    single = jax.grad(
-        lambda *a: jnp.sum(jnp.square(expert_mlp(*a, groups=plan))), (0, 1, 2, 3)
+    single = jax.jit(
+        jax.grad(
+            lambda *a: jnp.sum(jnp.square(expert_mlp(*a, groups=plan))), (0, 1, 2, 3)
+        )
     )(x_RD, gate_up_ED2F, down_EFD, weights_R)
     assert relative(grads[1], 8 * np.asarray(single[1])) < 1e-5
     assert relative(np.asarray(grads[0])[:R], single[0]) < 1e-5

@@ -29,20 +29,25 @@ def first_step(run, batch, mesh):
     """The named metrics of a first step, and the model before it."""
     optimizer = make_optimizer(run.train.optimizer, run.stages)
     state = jax.jit(lambda: init_state(run, optimizer))()
-    model = jax.device_get(jax.jit(lambda: init_state(run, optimizer).model)())
+    # The step gives its arrays away.
+    model = jax.device_get(state.model)
     _, metrics = make_train_step(run, optimizer)(state, place(batch, mesh))
     return readable(metrics, ["a", "b"])[0], model
 
 
 def target_losses(model, batch, mesh):
     """Cross-entropy of each target, by softmax in float64, and the target's class."""
-    on_mesh = place(batch, mesh)
-    hidden_BTD, _ = model(
-        on_mesh.ids_BT,
-        segments_BT=on_mesh.segments_BT,
-        positions_BT=on_mesh.positions_BT,
-    )
-    logits = np.asarray(model.logits(hidden_BTD), np.float64)[:, :-1]
+
+    @jax.jit
+    def logits_of(model, batch):
+        hidden_BTD, _ = model(
+            batch.ids_BT,
+            segments_BT=batch.segments_BT,
+            positions_BT=batch.positions_BT,
+        )
+        return model.logits(hidden_BTD)
+
+    logits = np.asarray(logits_of(model, place(batch, mesh)), np.float64)[:, :-1]
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     next_ids = batch.ids_BT[:, 1:, None]
     losses = -np.take_along_axis(log_probs, next_ids, axis=-1)[..., 0]

@@ -149,11 +149,11 @@ LAYOUTS = {
     "expert": MeshConfig(data=1, fsdp=4, expert=2),
     "context": MeshConfig(data=1, fsdp=2, expert=2, context=2),
     "slice": MeshConfig(slice=2, data=1, fsdp=2, context=2),
-    "tensor": MeshConfig(data=1, context=2, expert=2, tensor=2),
+    "tensor": MeshConfig(data=2, expert=2, tensor=2),
 }
 """Meshes of eight devices, named by what each has that those before have not."""
 
-PARTS_OF_OTHERS = ("data", "expert", "context")
+PARTS_OF_OTHERS = ("data", "fsdp", "expert", "context")
 """Their axes are also split in the layouts that are always tried."""
 
 
