@@ -157,11 +157,13 @@ def test_gradients_are_the_slopes(x64, kind):
     hidden_MD, head_DV, targets_M = operands("float64")
     second, weights = second_target(kind, "float64"), token_weights(kind, "float64")
 
+    @jax.jit
     def each(hidden_MD, head_DV):
         return linear_cross_entropy(
             hidden_MD, head_DV, targets_M, second=second, chunk_tokens=7
         )
 
+    @jax.jit
     def summed(hidden_MD, head_DV):
         return linear_cross_entropy_sum(
             hidden_MD, head_DV, targets_M, weights, second=second, chunk_tokens=7
@@ -225,9 +227,8 @@ def test_logits_of_ten_thousand_stay_finite(kind):
             hidden_MD, head_DV, targets_M, weights, second=second, chunk_tokens=8
         )
 
-    (total, results), gradients = jax.value_and_grad(ours, (0, 1), has_aux=True)(
-        hidden_MD, head_DV
-    )
+    both_passes = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))
+    (total, results), gradients = both_passes(hidden_MD, head_DV)
     for leaf in jax.tree.leaves((total, results, gradients)):
         assert np.all(np.isfinite(leaf))
     with jax.enable_x64(True):
