@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight emulated devices, strict ranks, and a mesh in force for every test."""
 
+import gc
 import math
 import os
 import pathlib
@@ -46,6 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files that take longest, so that all workers end together."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what is imported and collected out of every later garbage collection."""
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -27,6 +27,11 @@ def config(active: int, *, renormalize: bool = True) -> MoeConfig:
     )
 
 
+@jax.jit
+def statistics(logits_ME, selection, is_token_M):
+    return router_stats(router_sums(logits_ME, selection, is_token_M))
+
+
 @pytest.fixture(name="logits_ME")
 def make_logits() -> jax.Array:
     return 2.0 * jax.random.normal(jax.random.key(1), (M, E))
@@ -70,8 +75,8 @@ def test_padding_visits_no_expert(logits_ME):
     assert np.all(selection.expert_ids_MA[10:] == E)
     assert np.all(selection.weights_MA[10:] == 0)
     # Nor does it count: other padding, same statistics.
-    stats = router_stats(router_sums(logits_ME, selection, IS_TOKEN_M))
-    other = router_stats(router_sums(logits_ME.at[10:].set(7.0), selection, IS_TOKEN_M))
+    stats = statistics(logits_ME, selection, IS_TOKEN_M)
+    other = statistics(logits_ME.at[10:].set(7.0), selection, IS_TOKEN_M)
     jax.tree.map(np.testing.assert_array_equal, stats, other)
 
 
@@ -79,7 +84,7 @@ def test_even_routing_has_balance_loss_one():
     even_ME = jnp.tile(5.0 * jnp.eye(E), (2, 1))
     is_token = jnp.ones(2 * E, bool)
     selection = select_experts(even_ME, is_token, config=config(1))
-    stats = router_stats(router_sums(even_ME, selection, is_token))
+    stats = statistics(even_ME, selection, is_token)
     np.testing.assert_allclose(stats.balance_loss, 1.0, rtol=1e-6)
     np.testing.assert_allclose(stats.load_E, np.full(E, 1 / E), rtol=1e-6)
 
@@ -90,9 +95,7 @@ def test_gradients_of_the_router_losses_match_finite_differences(logits_ME, name
 
     def loss(logits_ME):
         # The choice is held fixed: it has no gradient.
-        return getattr(
-            router_stats(router_sums(logits_ME, selection, IS_TOKEN_M)), name
-        )
+        return getattr(statistics(logits_ME, selection, IS_TOKEN_M), name)
 
     grad_ME = jax.grad(loss)(logits_ME)
     direction_ME = jax.random.normal(jax.random.key(2), (M, E))

@@ -61,6 +61,13 @@ def implementation(request, monkeypatch):
         yield request.param
 
 
+@pytest.fixture
+def case(implementation, request):
+    """The name of the case, by which its compiled programs are found again."""
+    del implementation
+    return request.node.callspec.params["implementation"]
+
+
 @functools.partial(jax.jit, static_argnames="case")
 def both_passes(arrays, segments_BT, *, case):
     """Compiled once for all rows of a shape, by the names of `implementation`."""
@@ -70,9 +77,7 @@ def both_passes(arrays, segments_BT, *, case):
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_values_and_gradients_match_the_definition(implementation, rows, request):
-    del implementation
-    case = request.node.callspec.params["implementation"]
+def test_values_and_gradients_match_the_definition(case, rows):
     segments_BT = segments(rows)
     arrays = operands(segments_BT)
     actual = both_passes(arrays, segments_BT, case=case)
@@ -124,44 +129,39 @@ def test_tokens_match_dot_product_attention_of_jax(implementation):
     assert_close([out_BTNH, *grads], [np.asarray(x, np.float64) for x in wanted])
 
 
-def test_padding_leaks_nothing_even_if_it_holds_nan(implementation):
+def test_padding_leaks_nothing_even_if_it_holds_nan(case):
     segments_BT = segments(ROWS["padded_tail"])
     arrays = operands(segments_BT)
     wanted = expected(arrays, segments_BT)
     is_token_BT11 = (segments_BT != 0)[:, :, None, None]
     arrays = [jnp.where(is_token_BT11, x, jnp.nan) for x in arrays]
-    attend = functools.partial(packed_attention, implementation=implementation)
-    assert_close(found(attend, arrays, segments_BT), wanted)
+    assert_close(both_passes(arrays, segments_BT, case=case), wanted)
 
 
-def test_padding_may_lie_before_and_between_documents(implementation):
-    segments_BT = jnp.array([[0] * 70 + [3] * 100 + [0] * 30 + [1] * 50])
+def test_padding_may_lie_before_and_between_documents(case):
+    row = [0] * 70 + [3] * 100 + [0] * 30 + [1] * 50 + [0] * 70
+    segments_BT = jnp.array([row, row[::-1]])
     arrays = operands(segments_BT)
-    attend = functools.partial(packed_attention, implementation=implementation)
-    actual = found(attend, arrays, segments_BT)
+    actual = both_passes(arrays, segments_BT, case=case)
     assert_close(actual, expected(arrays, segments_BT))
 
 
-def test_a_nan_stays_in_its_own_document_and_after_it(implementation):
-    segments_BT = segments([[130, 100, 90]])
-    query, key, value, _ = operands(segments_BT)
+def test_a_nan_stays_in_its_own_document_and_after_it(case):
+    segments_BT = segments([[130, 100, 90], [320]])
+    query, key, value, grad = operands(segments_BT)
     # Blocks of 128 hold parts of two documents, of which one has the NaN as a key.
-    key = key.at[0, 150].set(jnp.nan)
-    out_BTNH = packed_attention(
-        query, key, value, segments_BT, implementation=implementation
-    )
-    is_nan_T = np.isnan(out_BTNH).any(axis=(0, 2, 3))
-    assert np.flatnonzero(is_nan_T).tolist() == [*range(150, 230)]
+    arrays = [query, key.at[0, 150].set(jnp.nan), value, grad]
+    out_BTNH, *_ = both_passes(arrays, segments_BT, case=case)
+    is_nan_BT = np.isnan(out_BTNH).any(axis=(2, 3))
+    assert np.argwhere(is_nan_BT).tolist() == [[0, t] for t in range(150, 230)]
 
 
-def test_scores_far_apart_neither_overflow_nor_vanish(implementation):
-    segments_BT = segments([[100, 150]])
+def test_scores_far_apart_neither_overflow_nor_vanish(case):
+    segments_BT = segments([[100, 150, 70], [320]])
     query, *rest, grad = operands(segments_BT)
     arrays = [query * 300, *rest, grad]
-    attend = functools.partial(packed_attention, implementation=implementation)
-    actual = found(attend, arrays, segments_BT)
-    reference = functools.partial(packed_attention, implementation="reference")
-    wanted = found(reference, arrays, segments_BT)
+    actual = both_passes(arrays, segments_BT, case=case)
+    wanted = both_passes(arrays, segments_BT, case="reference")
     for a, b in zip(actual, wanted, strict=True):
         # Scores of 1,000 are rounded by 2^-24 * 1,000 = 6e-5, and weights with them.
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2 * float(jnp.max(b)))
