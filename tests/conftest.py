@@ -40,7 +40,7 @@ LONGEST = (
     "test_linear_cross_entropy.py",
     "test_expert_parallel.py",
 )
-"""Files of half a minute or more, the longest first."""
+"""Files that take long, about the longest first: begun last, one keeps a worker."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

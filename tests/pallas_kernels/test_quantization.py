@@ -48,9 +48,9 @@ RUNS = {
     "tpu_two_cores": ("tpu", "TPU v5p", ("int8",)),
     "tpu_float8": ("tpu", "TPU7x", ("float8_e4m3fn",)),
 }
+CASES = [(run, dtype) for run, (_, _, dtypes) in RUNS.items() for dtype in dtypes]
 # Programs instead of single operations, which take longer to compile than to run.
 quantize = jax.jit(eight_bits.quantize, static_argnames=("dtype", "dimension"))
-CASES = [(run, dtype) for run, (_, _, dtypes) in RUNS.items() for dtype in dtypes]
 
 
 @pytest.fixture(params=cases(CASES, slow=("one_core", "tpu_float8")), ids="-".join)
